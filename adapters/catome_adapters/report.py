@@ -1,0 +1,148 @@
+"""What a session did, as data and as text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from typing import NamedTuple
+
+from torch import Tensor
+
+from catome_adapters.recipe import MergeRecipe
+from catome_adapters.sites import MergeSite, SkippedSite
+from catome_core import TokenGrid
+from catome_core.cache import PairCache, PlanKey
+
+
+class SiteState(NamedTuple):
+    """The plan of one site during one step; `wanted` (batch,) stays on the device until somebody asks."""
+
+    name: str
+    key: PlanKey | None
+    spare: str
+    capacity: float | None
+    wanted: Tensor | None
+
+    @property
+    def grid(self) -> TokenGrid:
+        """The grid of a site that has run."""
+        assert self.key is not None
+        return self.key.grid
+
+    @classmethod
+    def unknown(cls, name: str) -> SiteState:
+        """A site that has not run yet."""
+        return cls(name, None, "pad", None, None)
+
+
+class SiteStep(NamedTuple):
+    """One site in one step.
+
+    Attributes:
+        site: Its name.
+        step: From 0.
+        checkpoint: Whether pairs were recomputed.
+        tokens: Tokens before the merge.
+        slots: Slots that were computed, padding included.
+        merged_fraction: Share of the tokens that was merged away, mean over the batch.
+        capacity: Kept places as a fraction of the tokens: the rung of the ladder.
+        overflow: Sources that merged below the threshold for want of places, summed over the batch.
+    """
+
+    site: str
+    step: int
+    checkpoint: bool
+    tokens: int
+    slots: int
+    merged_fraction: float
+    capacity: float
+    overflow: int
+
+
+class StepRecord(NamedTuple):
+    """All sites in one step."""
+
+    step: int
+    checkpoint: bool
+    states: tuple[SiteState, ...]
+
+    def rows(self) -> Iterator[SiteStep]:
+        """One row per site that ran; reads from the device."""
+        for state in self.states:
+            if state.key is not None and state.wanted is not None:
+                yield self._row(state, state.grid, state.wanted.tolist())
+
+    def _row(self, state: SiteState, grid: TokenGrid, wanted: list[int]) -> SiteStep:
+        places = grid.places(state.capacity)
+        kept = [places if state.spare == "fill" else min(want, places) for want in wanted]
+        merged = 1 - (grid.prefix + grid.destinations + sum(kept) / len(kept)) / grid.tokens
+        overflow = sum(max(0, want - places) for want in wanted)
+        slots = grid.prefix + grid.destinations + places
+        return SiteStep(
+            state.name, self.step, self.checkpoint, grid.tokens, slots, merged, places / grid.area, overflow
+        )
+
+
+class SessionSummary(NamedTuple):
+    """Every site and step of a run, oldest first; printed as one line a site."""
+
+    rows: tuple[SiteStep, ...]
+
+    @property
+    def merged_fraction(self) -> float:
+        """Share of the tokens that was merged away, mean over sites and steps; 0 before the first step."""
+        return sum(row.merged_fraction for row in self.rows) / max(1, len(self.rows))
+
+    @property
+    def checkpoints(self) -> tuple[int, ...]:
+        """The steps that recomputed."""
+        return tuple(sorted({row.step for row in self.rows if row.checkpoint}))
+
+    @property
+    def overflow(self) -> int:
+        """Sources that merged below the threshold for want of places, over the whole run."""
+        return sum(row.overflow for row in self.rows)
+
+    def __str__(self) -> str:
+        if not self.rows:
+            return "no step has been run yet"
+        lines = [_line("site", "steps", "checkpoints", "tokens", "slots", "merged", "overflow")]
+        ordered = sorted(self.rows, key=lambda row: row.site)
+        lines += [_site_line(site, list(rows)) for site, rows in groupby(ordered, key=lambda row: row.site)]
+        return "\n".join(lines)
+
+
+def render_report(
+    recipe: MergeRecipe, attached: Sequence[tuple[MergeSite, PairCache]], skipped: Sequence[SkippedSite]
+) -> str:
+    """The text of `MergeSession.report`."""
+    head = f"scope {recipe.scope}, proportional {recipe.proportional}, levels {recipe.levels}, {recipe.policy}"
+    lines = [head, f"attached to {len(attached)} sites:"]
+    lines += [f"  {site.name}: level {site.level}, {_tokens(cache)}" for site, cache in attached]
+    lines += [f"not attached to {len(skipped)}:"] * bool(skipped)
+    lines += [f"  {place.name}: {place.reason}" for place in skipped]
+    return "\n".join(lines)
+
+
+def _tokens(cache: PairCache) -> str:
+    if cache.key is None:
+        return "not run yet"
+    return f"{cache.key.grid.tokens:,} tokens ({' x '.join(map(str, cache.key.grid.shape))})"
+
+
+def _site_line(site: str, rows: list[SiteStep]) -> str:
+    slots = sorted({row.slots for row in rows})
+    merged = sum(row.merged_fraction for row in rows) / len(rows)
+    return _line(
+        site,
+        len(rows),
+        sum(row.checkpoint for row in rows),
+        rows[0].tokens,
+        f"{slots[0]}-{slots[-1]}" if len(slots) > 1 else slots[0],
+        f"{merged:.1%}",
+        sum(row.overflow for row in rows),
+    )
+
+
+def _line(site: object, *columns: object) -> str:
+    return f"{site!s:<55}" + "".join(f"{column!s:>12}" for column in columns)

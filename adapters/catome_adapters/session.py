@@ -1,0 +1,228 @@
+"""Attaching a recipe to a model, and what happens between steps."""
+
+from __future__ import annotations
+
+import warnings
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from catome_adapters.clock import SchedulerClock
+from catome_adapters.hooks import SiteHooks
+from catome_adapters.recipe import RECIPES, MergeRecipe
+from catome_adapters.report import SessionSummary, StepRecord, render_report
+from catome_adapters.sites import MergeSite, SkippedSite, denoiser, survey
+from catome_core.cache import LADDER, choose_rung
+
+NO_STEPS = (
+    "nobody tells the session which denoising step this is, so pairs are recomputed at every call and nothing is "
+    "saved; call session.begin_step(step, total) before every call of the model, or attach to the pipeline"
+)
+
+
+class MergeSession:
+    """A recipe at work on a model; made by `attach`.
+
+    Use it as a context manager, or call `detach` at the end. A pipeline with a scheduler tells the session its
+    steps. Without one, call `begin_step` before every call of the model: until then every call recomputes its
+    pairs, which is right but saves nothing.
+
+    Attributes:
+        recipe: The recipe.
+        sites: The sites that it is attached to.
+    """
+
+    def __init__(
+        self, source: Any, recipe: MergeRecipe, sites: Sequence[MergeSite], skipped: Sequence[SkippedSite]
+    ) -> None:
+        self.recipe, self.sites, self.skipped = recipe, tuple(sites), tuple(skipped)
+        self._source = source
+        self._clock: SchedulerClock | None = None
+        self._step: int | None = None
+        self._total = 0
+        self._records: list[StepRecord] = []
+        self._warned = False
+        self._hooks = [SiteHooks(site, recipe, recipe.seed + index) for index, site in enumerate(sites)]
+        self._handle = denoiser(source).register_forward_pre_hook(self._before_model)
+        self._listen()
+
+    def __enter__(self) -> MergeSession:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.detach()
+
+    def detach(self) -> None:
+        """Restore the model and its scheduler exactly; safe to call again."""
+        for hooks in self._hooks:
+            hooks.remove()
+        self._handle.remove()
+        if self._clock is not None:
+            self._clock.stop(self)
+            self._clock = None
+
+    def reset(self) -> None:
+        """Forget every plan and the step: the next call begins a run of unknown length."""
+        self._step = None
+        for hooks in self._hooks:
+            hooks.reset()
+
+    def begin_step(self, step: int, total: int) -> None:
+        """Say which step comes next, for models without a scheduler that the session knows.
+
+        Step 0, or one that is not after the last, begins a new run. The first step of a run always recomputes.
+
+        Args:
+            step: The step that comes next, from 0.
+            total: Steps of the run.
+
+        Raises:
+            ValueError: If the step lies outside the run.
+        """
+        if not 0 <= step < total:
+            raise ValueError(f"step is {step} of {total}; expected 0 to {total - 1}: steps count from 0")
+        if self._step is not None:
+            self._finish_step()
+        if self._step is None or step <= self._step:
+            self.begin_run(total)
+        self._start(step, total)
+
+    def begin_run(self, total: int) -> None:
+        """A run of `total` steps begins; called by the scheduler."""
+        self.reset()
+        self._records.clear()
+        self._start(0, total)
+
+    def end_step(self, step: int, total: int) -> None:
+        """A step is done; called by the scheduler."""
+        if self._step is None:
+            return
+        self._step = step
+        self._finish_step()
+        if step + 1 < total:
+            self._start(step + 1, total)
+        else:
+            self.reset()
+
+    def report(self) -> str:
+        """What is attached, what is not, and why."""
+        return render_report(self.recipe, [(hooks.site, hooks.cache) for hooks in self._hooks], self.skipped)
+
+    def summary(self) -> SessionSummary:
+        """Merged fraction, rung, checkpoint and overflow of every site and step of the last run."""
+        return SessionSummary(tuple(row for record in self._records for row in record.rows()))
+
+    def __repr__(self) -> str:
+        return f"MergeSession({len(self.sites)} sites, scope={self.recipe.scope!r}, step={self._step} of {self._total})"
+
+    def _before_model(self, module: torch.nn.Module, args: tuple[Any, ...]) -> None:
+        if torch.compiler.is_compiling():
+            return
+        if self._clock is not None and self._source.scheduler is not self._clock.scheduler:
+            self._clock.stop(self)
+            self._listen()
+            self.begin_run(len(self._source.scheduler.timesteps))
+        if self._step is None and not self._warned:
+            self._warned = True
+            warnings.warn(NO_STEPS, stacklevel=2)
+
+    def _listen(self) -> None:
+        """Hear the pipeline's scheduler, also one that replaced another since."""
+        scheduler = getattr(self._source, "scheduler", None)
+        if hasattr(scheduler, "set_timesteps") and hasattr(scheduler, "step"):
+            self._clock = SchedulerClock.listen(scheduler, self)
+
+    def _start(self, step: int, total: int) -> None:
+        self._step, self._total = step, total
+        checkpoint = self.recipe.schedule.is_checkpoint(step, total)
+        for hooks in self._hooks:
+            hooks.cache.refresh = checkpoint or not hooks.cache.filled
+
+    def _finish_step(self) -> None:
+        """After a step: note what was recomputed, choose the rungs, and find memory for what compiled code missed."""
+        fresh = [hooks for hooks in self._hooks if hooks.finish_step()]
+        self._records.append(StepRecord(self._step or 0, bool(fresh), tuple(hooks.state for hooks in self._hooks)))
+        if fresh and self.recipe.policy.capacity is None:
+            self._choose_rungs(fresh)
+
+    def _choose_rungs(self, fresh: Sequence[SiteHooks]) -> None:
+        """One capacity for all sites of a grid, so that they share their graphs; one read from the device for all."""
+        levels = defaultdict(list)
+        demands = torch.stack([hooks.cache.demand() for hooks in fresh]).tolist()
+        for hooks, demand in zip(fresh, demands, strict=True):
+            levels[hooks.state.grid].append((hooks, demand))
+        for grid, members in levels.items():
+            rung = choose_rung(LADDER, max(demand for _, demand in members), grid)
+            for hooks, _ in members:
+                hooks.cache.use_capacity(rung)
+
+
+def attach(
+    model_or_pipeline: Any, recipe: MergeRecipe = RECIPES["default"], *, sites: Sequence[MergeSite] | None = None
+) -> MergeSession:
+    """Merge tokens in a diffusers pipeline or network from now on, until the session is detached.
+
+    Nothing is subclassed and no forward is replaced: the model gets plain forward hooks, the scheduler's
+    `set_timesteps` and `step` are listened to. The state_dict stays as it is.
+
+    Args:
+        model_or_pipeline: A diffusers pipeline with a UNet, or the network itself, compiled or not.
+        recipe: What to merge, where and when.
+        sites: Exactly these sites instead of those that `recipe.levels` chooses; with a ControlNet's encoder, say,
+            `sites=find_sites(pipe.unet) + find_sites(pipe.controlnet)`.
+
+    Returns:
+        The session.
+
+    Raises:
+        TypeError: If there is no network, or the recipe is none.
+        ValueError: If no site is found, or none at the chosen levels.
+        RuntimeError: If a site has a session already.
+
+    Example:
+        >>> from catome_bench.pipeline import build_unet
+        >>> unet = build_unet()
+        >>> with attach(unet, RECIPES["paper"]) as session:
+        ...     print(len(session.sites))
+        3
+    """
+    if not isinstance(recipe, MergeRecipe):
+        raise TypeError(f"recipe is {recipe!r}; expected a MergeRecipe, such as one of RECIPES: {sorted(RECIPES)}")
+    places = survey(denoiser(model_or_pipeline)) if sites is None else list(sites)
+    skipped = [place for place in places if isinstance(place, SkippedSite)]
+    found = [place for place in places if isinstance(place, MergeSite)]
+    if not found:
+        raise ValueError(_nothing_found(model_or_pipeline, skipped))
+    chosen = found if sites is not None else _at_levels(found, recipe.levels)
+    _refuse_attached(chosen)
+    skipped += [_left_out(site, recipe) for site in found if site not in chosen]
+    return MergeSession(model_or_pipeline, recipe, chosen, skipped)
+
+
+def _left_out(site: MergeSite, recipe: MergeRecipe) -> SkippedSite:
+    return SkippedSite(site.name, f"level {site.level} is not chosen (levels={recipe.levels!r})")
+
+
+def _nothing_found(model: Any, skipped: Sequence[SkippedSite]) -> str:
+    reasons = "".join(f"\n  {place.name}: {place.reason}" for place in skipped)
+    return (
+        f"no place to merge tokens in {type(denoiser(model)).__name__}: looked for modules with `transformer_blocks` "
+        f"whose blocks have a self-attention `attn1`, inside down_blocks, mid_block and up_blocks{reasons}\n"
+        "pass sites=[MergeSite(...)] to say where its tokens are"
+    )
+
+
+def _at_levels(sites: Sequence[MergeSite], levels: str | tuple[int, ...]) -> list[MergeSite]:
+    known = sorted({site.level for site in sites})
+    wanted = {"auto": known[:1], "all": known}[levels] if isinstance(levels, str) else levels
+    if not wanted or set(wanted) - set(known):
+        raise ValueError(f"levels is {levels!r}; this model has self-attention at levels {known} (factors)")
+    return [site for site in sites if site.level in wanted]
+
+
+def _refuse_attached(sites: Sequence[MergeSite]) -> None:
+    taken = [site.name for site in sites if SiteHooks.attached(site)]
+    if taken:
+        raise RuntimeError(f"{taken[0]} and {len(taken) - 1} more have a session already; call its detach() first")

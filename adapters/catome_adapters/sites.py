@@ -1,0 +1,112 @@
+"""Where a model keeps its tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+
+@dataclass(frozen=True, eq=False)
+class MergeSite:
+    """One transformer block whose tokens can be merged.
+
+    Attributes:
+        name: The block's path in the model.
+        block: The transformer block, called with tokens (batch, tokens, channels) first.
+        attention: Its self-attention, which takes `attention_mask`.
+        host: The module around the block, called with an image (batch, channels, height, width): it tells the grid.
+        level: How many times coarser than the model's input the grid is, per dimension.
+    """
+
+    name: str
+    block: nn.Module
+    attention: nn.Module
+    host: nn.Module
+    level: int
+
+
+@dataclass(frozen=True)
+class SkippedSite:
+    """A place that looks like a site and is none, and why."""
+
+    name: str
+    reason: str
+
+
+def find_sites(model: Any) -> list[MergeSite]:
+    """Find every self-attention block of a diffusers UNet, ControlNet, or the pipeline around one.
+
+    Args:
+        model: A pipeline (its `unet` is searched) or a model, compiled or not.
+
+    Returns:
+        The sites in the order of the model's modules; empty if there are none.
+
+    Example:
+        >>> from catome_bench.pipeline import build_unet
+        >>> for site in find_sites(build_unet())[:2]:
+        ...     print(site.name, site.level)
+        down_blocks.0.attentions.0.transformer_blocks.0 1
+        down_blocks.1.attentions.0.transformer_blocks.0 2
+    """
+    return [place for place in survey(denoiser(model)) if isinstance(place, MergeSite)]
+
+
+def denoiser(model_or_pipeline: Any) -> nn.Module:
+    """The network inside a pipeline and inside torch.compile's wrapper.
+
+    Raises:
+        TypeError: If there is none.
+    """
+    model = getattr(model_or_pipeline, "unet", model_or_pipeline)
+    model = getattr(model, "_orig_mod", model)
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"{type(model_or_pipeline).__name__} is neither a torch.nn.Module nor a pipeline with a `unet`; "
+            "pass the network that holds the transformer blocks"
+        )
+    return model
+
+
+def survey(model: nn.Module) -> list[MergeSite | SkippedSite]:
+    """Every transformer block of a UNet-shaped model: a site, or the reason why it is none."""
+    return [
+        _judge(f"{path}.transformer_blocks.{index}", block, host, _level(model, path))
+        for path, host in model.named_modules()
+        for index, block in enumerate(_blocks(host))
+    ]
+
+
+def _blocks(host: nn.Module) -> nn.ModuleList:
+    blocks = getattr(host, "transformer_blocks", None)
+    return blocks if isinstance(blocks, nn.ModuleList) else nn.ModuleList()
+
+
+def _judge(name: str, block: nn.Module, host: nn.Module, level: int | None) -> MergeSite | SkippedSite:
+    attention = getattr(block, "attn1", None)
+    if attention is None:
+        return SkippedSite(name, f"{type(block).__name__} has no self-attention `attn1`")
+    if getattr(block, "only_cross_attention", False):
+        return SkippedSite(name, "its `attn1` attends to text (only_cross_attention)")
+    if level is None:
+        return SkippedSite(name, "it is not inside down_blocks, mid_block or up_blocks: its grid is unknown")
+    return MergeSite(name, block, attention, host, level)
+
+
+def _level(model: nn.Module, path: str) -> int | None:
+    """Downsampling factor at a path such as `up_blocks.1.attentions.0`, from the samplers before it."""
+    stage, _, rest = path.partition(".")
+    index = rest.partition(".")[0]
+    down = [_changes(block, "downsamplers") for block in getattr(model, "down_blocks", [])]
+    up = [_changes(block, "upsamplers") for block in getattr(model, "up_blocks", [])]
+    if stage == "down_blocks":
+        return 2 ** sum(down[: int(index)])
+    if stage == "up_blocks":
+        return 2 ** (sum(down) - sum(up[: int(index)]))
+    return 2 ** sum(down) if stage == "mid_block" else None
+
+
+def _changes(block: nn.Module, samplers: str) -> bool:
+    return getattr(block, samplers, None) is not None

@@ -1,0 +1,151 @@
+"""`python -m catome_bench.train`: train the small shipped model on six photographs, from nothing."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import torch
+import typer
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from catome_bench.photographs import CLASS_NAMES, PHOTOGRAPHS, load_photograph, random_view, to_latents
+from catome_bench.pipeline import (
+    SHIPPED_MODEL,
+    ClassConditionalPipeline,
+    build_scheduler,
+    build_unet,
+    class_tokens,
+)
+
+EMA_DECAY = 0.999
+PEAK_LEARNING_RATE = 1e-3
+WARM_UP = 100
+SAVE_EVERY = 200
+
+
+class Stage(NamedTuple):
+    """A stretch of training: views of `pixels`, of which a window of `window` pixels is learnt from."""
+
+    iterations: int
+    pixels: int
+    window: int
+    batch: int
+
+
+# Small windows first: they cost little and teach colour and texture. The last stage is what the demo draws.
+STAGES = (Stage(1600, 64, 32, 32), Stage(1200, 64, 64, 16), Stage(900, 128, 128, 4))
+
+
+class Trainer:
+    """Model, moving average and optimizer; every iteration is seeded by its number, so a resumed run is the same."""
+
+    def __init__(self, device: torch.device, seed: int) -> None:
+        torch.manual_seed(seed)
+        self.device, self.seed, self.iteration = device, seed, 0
+        self.model = build_unet().to(device, memory_format=torch.channels_last)
+        self.average = copy.deepcopy(self.model).requires_grad_(False)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), PEAK_LEARNING_RATE, weight_decay=1e-3)
+        self.alphas = build_scheduler().alphas_cumprod.to(device)
+        self.squares = [load_photograph(photograph) for photograph in PHOTOGRAPHS]
+
+    def batch(self, stage: Stage) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Latents, noise, timesteps and class tokens of this iteration."""
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.iteration)
+        labels = torch.randint(len(PHOTOGRAPHS), (stage.batch,), generator=generator)
+        views = [random_view(self.squares[label], stage.pixels, generator) for label in labels.tolist()]
+        latents = random_window(to_latents(torch.stack(views)), stage.window // 2, generator)
+        noise = torch.randn(latents.shape, generator=generator)
+        strata = (torch.arange(stage.batch) + torch.rand(stage.batch, generator=generator)) / stage.batch
+        timesteps = (strata * len(self.alphas)).long()
+        dropped = torch.rand(stage.batch, generator=generator) < 0.1
+        tokens = class_tokens(labels.masked_fill(dropped, len(PHOTOGRAPHS)), len(PHOTOGRAPHS)).float()
+        return tuple(t.to(self.device) for t in (latents, noise, timesteps, tokens))
+
+    def step(self, stage: Stage) -> float:
+        """One optimizer step of v-prediction; returns the loss."""
+        latents, noise, timesteps, tokens = self.batch(stage)
+        alpha = self.alphas[timesteps].view(-1, 1, 1, 1)
+        noisy = alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
+        target = alpha.sqrt() * noise - (1 - alpha).sqrt() * latents
+        noisy = noisy.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(self.device.type, torch.bfloat16):
+            prediction = self.model(noisy, timesteps, tokens, return_dict=False)[0]
+        loss = F.mse_loss(prediction.float(), target)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.iteration)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.iteration += 1
+        decay = min(EMA_DECAY, (1 + self.iteration) / (10 + self.iteration))
+        torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - decay)
+        return loss.item()
+
+    def save(self, file: Path) -> None:
+        """Write everything that a later run needs; the old file stays whole until the new one is."""
+        state = {name: getattr(self, name).state_dict() for name in ("model", "average", "optimizer")}
+        torch.save(state | {"iteration": self.iteration, "seed": self.seed}, file.with_suffix(".part"))
+        file.with_suffix(".part").replace(file)
+
+    def load(self, file: Path) -> None:
+        """Continue where `save` stopped."""
+        state = torch.load(file, map_location=self.device, weights_only=True)
+        for name in ("model", "average", "optimizer"):
+            getattr(self, name).load_state_dict(state[name])
+        self.iteration, self.seed = state["iteration"], state["seed"]
+
+
+def random_window(latents: Tensor, side: int, generator: torch.Generator) -> Tensor:
+    """Cut one random (side, side) window out of latents (batch, channels, h, w), the same for the batch."""
+    spare = latents.shape[-1] - side
+    x, y = torch.randint(spare + 1, (2,), generator=generator).tolist()
+    return latents[..., y : y + side, x : x + side]
+
+
+def learning_rate(iteration: int) -> float:
+    """Warm up, hold, and decay linearly to zero over the last stage."""
+    total = sum(stage.iterations for stage in STAGES)
+    return PEAK_LEARNING_RATE * min(1, (iteration + 1) / WARM_UP, (total - iteration) / STAGES[-1].iterations)
+
+
+def remaining_stages(done: int) -> Iterator[Stage]:
+    """The stage of every iteration that is still to do."""
+    for stage in STAGES:
+        yield from [stage] * max(0, stage.iterations - done)
+        done = max(0, done - stage.iterations)
+
+
+def export(trainer: Trainer, folder: Path) -> None:
+    """Write the averaged weights as fp16 safetensors, in diffusers' own folder layout."""
+    unet = copy.deepcopy(trainer.average).to("cpu", torch.float16, memory_format=torch.contiguous_format)
+    ClassConditionalPipeline(unet, build_scheduler(), CLASS_NAMES).save_pretrained(folder)
+
+
+def train(
+    output: Annotated[Path, typer.Option(help="Folder of the finished pipeline.")] = SHIPPED_MODEL,
+    checkpoint: Annotated[Path, typer.Option(help="Resumable state; deleted by hand.")] = Path("training.pt"),
+    device: Annotated[str, typer.Option(help="Torch device.")] = "cuda" if torch.cuda.is_available() else "cpu",
+    seed: Annotated[int, typer.Option(help="Seed of weights, crops and noise.")] = 0,
+) -> None:
+    """Train the class-conditional pixel UNet; about an hour on 2 CPU cores, minutes on a GPU."""
+    trainer = Trainer(torch.device(device), seed)
+    if checkpoint.exists():
+        trainer.load(checkpoint)
+    total = sum(stage.iterations for stage in STAGES)
+    with tqdm(total=total, initial=trainer.iteration, unit="it") as bar:
+        for stage in remaining_stages(trainer.iteration):
+            bar.set_postfix(pixels=stage.window, loss=f"{trainer.step(stage):.4f}")
+            bar.update()
+            if trainer.iteration % SAVE_EVERY == 0 or trainer.iteration == total:
+                trainer.save(checkpoint)
+    export(trainer, output)
+
+
+if __name__ == "__main__":
+    typer.run(train)

@@ -1,0 +1,225 @@
+"""Remembering a plan over denoising steps (paper, III-B)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from catome_core.grid import TokenGrid, choose_destinations
+from catome_core.matching import Match, check_tokens
+from catome_core.planning import MergePlan, count_overflow, wanted_places
+from catome_core.policy import AdaptiveMerge
+
+LADDER = (0, 1 / 8, 1 / 4, 3 / 8, 1 / 2, 5 / 8, 3 / 4)
+# A linear congruential generator (Park and Miller's modulus is prime, so no bit is weaker than another): random
+# destinations need no generator inside a compiled graph.
+_MULTIPLIER, _MODULUS = 48271, 2**31 - 1
+
+
+class PlanKey(NamedTuple):
+    """What a stored plan is valid for."""
+
+    batch: int
+    grid: TokenGrid
+    device: torch.device
+    dtype: torch.dtype
+
+
+class PairCache(nn.Module):
+    """Remembers the merge plan of one layer, and recomputes it when told to or when the stored one does not fit.
+
+    A stored plan is used only for the batch, grid, dtype and device it was made for. Under `torch.compile` the cache
+    has exactly two graphs, recompute and reuse, if `allocate` (or a call without compilation) came first. Its buffers
+    are static memory, as CUDA graphs need, and are not part of the state_dict.
+
+    Args:
+        policy: How to merge.
+        generator: Draws the destinations of `destination="random"`.
+
+    Attributes:
+        refresh: Recompute at the next calls (True, as after `reset`) or reuse. Set by the caller.
+        capacity: The capacity in use; `fit` moves it.
+        key: What the stored plan is valid for (batch, grid, device, dtype); None before the first.
+        filled: Whether a plan is stored.
+        missing: What compiled code asked for without finding memory: pass it to `allocate`.
+
+    Raises:
+        ValueError: If the policy draws random destinations and there is no generator.
+
+    Example:
+        >>> cache = PairCache(AdaptiveMerge(threshold=0.5))
+        >>> first = cache(torch.ones(1, 16, 8), TokenGrid((4, 4)))
+        >>> cache.refresh = False
+        >>> again = cache(torch.randn(1, 16, 8), TokenGrid((4, 4)))
+        >>> torch.equal(first.slot, again.slot)
+        True
+    """
+
+    slot: Tensor
+    size: Tensor
+    anchor: Tensor
+    score: Tensor
+    target: Tensor
+    places: Tensor
+    destinations: Tensor
+
+    def __init__(self, policy: AdaptiveMerge, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        if policy.destination == "random" and generator is None:
+            raise ValueError("destination='random' needs a generator; pass generator=torch.Generator().manual_seed(0)")
+        self.policy, self.generator = policy, generator
+        self.key: PlanKey | None = None
+        self.missing: PlanKey | None = None
+        self.filled = False
+        self.refresh = True
+        self.capacity = policy.capacity
+        for name in ("slot", "size", "anchor", "target", "places", "destinations"):
+            self.register_buffer(name, torch.empty(0, dtype=torch.int64), persistent=False)
+        self.register_buffer("score", torch.empty(0), persistent=False)
+
+    def forward(self, tokens: Tensor, grid: TokenGrid) -> MergePlan:
+        """The plan for tokens (batch, tokens, channels): recomputed if `refresh`, or if none that fits is stored.
+
+        Raises:
+            ValueError: If the tokens do not fit the grid.
+        """
+        check_tokens(tokens, grid)
+        key = PlanKey(len(tokens), grid, tokens.device, tokens.dtype)
+        if self.key != key:
+            if torch.compiler.is_compiling():
+                # Memory allocated inside a graph would not be static: compute, and leave word of what is missing.
+                self.missing = key
+                return self._fresh(tokens, grid, choose_destinations(grid, device=tokens.device))[1]
+            self.allocate(*key)
+        if self.refresh or not self.filled:
+            self._recompute(tokens, grid)
+        return self.plan()
+
+    def plan(self) -> MergePlan:
+        """The stored plan, as views of static memory.
+
+        Raises:
+            RuntimeError: If nothing is stored.
+        """
+        slots = self._known_grid().tokens - self._known_grid().sources + self._known_grid().places(self.capacity)
+        return MergePlan(self.slot, self.size[:, :slots], self.anchor[:, :slots])
+
+    def match(self) -> Match:
+        """The match of the last recompute, from which `fit` rebuilds the plan."""
+        return Match(self.score, self.target)
+
+    def allocate(
+        self,
+        batch: int,
+        grid: TokenGrid,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        """Reserve memory for tokens of this batch, grid, device and dtype; what was stored is forgotten.
+
+        Memory is for every source, so that no later capacity moves a buffer.
+        """
+        device = torch.empty(0, device=device).device
+        plans = 1 if self.policy.shared else batch
+        index = {"dtype": torch.int64, "device": device}
+        self.slot, self.size, self.anchor = (torch.zeros(plans, grid.tokens, **index) for _ in range(3))
+        self.score = torch.zeros(plans, grid.sources, device=device)
+        self.target = torch.zeros(plans, grid.sources, **index)
+        self.places = self._first_places(grid, device)
+        self.destinations = choose_destinations(grid, self.places)
+        self.key, self.missing = PlanKey(batch, grid, device, dtype), None
+        self.filled, self.capacity = False, self.policy.capacity
+
+    def fit(self, ladder: Sequence[float] = LADDER) -> float:
+        """Choose the capacity of the next steps and rebuild the stored plan for it, without touching the tokens.
+
+        Reads one number back from the device. Not for compiled code.
+
+        Args:
+            ladder: Capacities to choose from.
+
+        Returns:
+            The smallest rung at which no sample overflows; room for every source if no rung is large enough.
+
+        Raises:
+            RuntimeError: If no plan is stored.
+        """
+        rung = choose_rung(ladder, int(self.demand()), self._known_grid())
+        self.use_capacity(rung)
+        return rung
+
+    def use_capacity(self, capacity: float) -> None:
+        """Rebuild the stored plan at this capacity, and keep to it."""
+        grid = self._known_grid()
+        self.capacity = capacity
+        self._write(self.policy.plan(self.match(), grid, capacity, self.destinations))
+
+    def demand(self) -> Tensor:
+        """Places that the neediest sample of the stored match wants: int64, 0-d, on the device."""
+        self._known_grid()
+        return wanted_places(self.match(), self.policy.threshold).amax()
+
+    def overflow(self) -> Tensor:
+        """Sources (batch,) that the stored plan merges for want of places: see `count_overflow`."""
+        grid = self._known_grid()
+        return count_overflow(self.match(), grid, threshold=self.policy.threshold, capacity=self.capacity)
+
+    def reset(self) -> None:
+        """Forget the plan and the fitted capacity; the next call recomputes. Random destinations begin anew."""
+        self.refresh, self.filled, self.capacity = True, False, self.policy.capacity
+        if self.key is not None:
+            self.places.copy_(self._first_places(self.key.grid, self.key.device))
+
+    def extra_repr(self) -> str:
+        """Shown by `print`."""
+        return f"{self.policy}, capacity={self.capacity}, refresh={self.refresh}, filled={self.filled}"
+
+    def _recompute(self, tokens: Tensor, grid: TokenGrid) -> None:
+        self.destinations.copy_(choose_destinations(grid, self.places))
+        match, plan = self._fresh(tokens.detach(), grid, self.destinations)
+        self.score.copy_(match.score)
+        self.target.copy_(match.target)
+        self._write(plan)
+        self._advance_places()
+        self.filled = True
+
+    def _fresh(self, tokens: Tensor, grid: TokenGrid, destinations: Tensor) -> tuple[Match, MergePlan]:
+        match = self.policy.match(tokens, grid, destinations)
+        return match, self.policy.plan(match, grid, self.capacity, destinations)
+
+    def _write(self, plan: MergePlan) -> None:
+        slots = plan.size.shape[1]
+        self.slot.copy_(plan.slot)
+        self.size[:, :slots].copy_(plan.size)
+        self.anchor[:, :slots].copy_(plan.anchor)
+
+    def _first_places(self, grid: TokenGrid, device: torch.device) -> Tensor:
+        if self.generator is None or self.policy.destination != "random":
+            return torch.zeros(grid.destinations, dtype=torch.int64, device=device)
+        drawn = torch.randint(1, _MODULUS, (grid.destinations,), generator=self.generator, device=self.generator.device)
+        return drawn.to(device)
+
+    def _advance_places(self) -> None:
+        if self.policy.destination == "rotate":
+            self.places.add_(1)
+        if self.policy.destination == "random":
+            self.places.mul_(_MULTIPLIER).remainder_(_MODULUS)
+
+    def _known_grid(self) -> TokenGrid:
+        if self.key is None or not self.filled:
+            raise RuntimeError("the cache holds no plan; call it with tokens first")
+        return self.key.grid
+
+
+def choose_rung(ladder: Sequence[float], demand: int, grid: TokenGrid) -> float:
+    """The smallest capacity of the ladder with room for `demand` sources; room for all sources if there is none.
+
+    Example:
+        >>> choose_rung((0, 1 / 4, 1 / 2), 5, TokenGrid((4, 4)))
+        0.5
+    """
+    enough = [rung for rung in ladder if grid.places(rung) >= demand]
+    return min(enough, default=grid.sources / grid.area)

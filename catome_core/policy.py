@@ -1,0 +1,82 @@
+"""How to merge, as one value: from tokens to a plan without state."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from catome_core.grid import TokenGrid
+from catome_core.matching import Match, match_tokens
+from catome_core.planning import MergePlan, Spare, check_policy, plan_merge
+
+Destination = Literal["top-left", "random", "rotate"]
+
+
+@dataclass(frozen=True)
+class AdaptiveMerge:
+    """Adaptive token merging (paper, III-A): a stateless function from tokens to a merge plan.
+
+    Args:
+        threshold: Sources with a cosine similarity above it merge; the paper's choice is 0.7.
+        capacity: Kept places as a fraction of the grid's tokens; None means one for every source.
+        radius: Match only with cells at most so many cells away; None matches everywhere (paper).
+        spare: "pad" leaves unneeded places empty (the paper's threshold exactly), "fill" uses them.
+        shared: One plan for the whole batch.
+        destination: Which token of a cell the others merge into: "top-left" (paper), "random", or "rotate", which moves
+            on at every checkpoint. `PairCache` chooses the last two; a bare call takes them as an argument.
+
+    Raises:
+        ValueError: If a value is out of range.
+
+    Example:
+        >>> import torch
+        >>> policy = AdaptiveMerge(threshold=0.5)
+        >>> plan = policy(torch.tensor([[[1.0], [2.0], [3.0], [-1.0]]]), TokenGrid((2, 2)))
+        >>> plan.slot
+        tensor([[0, 0, 0, 1]])
+    """
+
+    threshold: float = 0.7
+    capacity: float | None = None
+    radius: int | None = None
+    spare: Spare = "pad"
+    shared: bool = False
+    destination: Destination = "top-left"
+
+    def __post_init__(self) -> None:
+        check_policy(self.threshold, self.capacity, self.spare)
+        if self.radius is not None and self.radius < 0:
+            raise ValueError(f"radius is {self.radius}; expected 0 (own cell), a number of cells, or None (everywhere)")
+        if self.destination not in ("top-left", "random", "rotate"):
+            raise ValueError(f"destination is {self.destination!r}; expected 'top-left', 'random' or 'rotate'")
+
+    def __call__(self, tokens: Tensor, grid: TokenGrid, destinations: Tensor | None = None) -> MergePlan:
+        """Plan the merge of tokens (batch, tokens, channels).
+
+        Raises:
+            ValueError: If the tokens do not fit the grid, or the policy needs `destinations` and has none.
+        """
+        if destinations is None and self.destination != "top-left":
+            raise ValueError(
+                f"destination={self.destination!r} has no state here; pass destinations=choose_destinations(grid, ...) "
+                "or use PairCache"
+            )
+        return self.plan(self.match(tokens, grid, destinations), grid, self.capacity, destinations)
+
+    def match(self, tokens: Tensor, grid: TokenGrid, destinations: Tensor | None = None) -> Match:
+        """The first half of a call: `match_tokens` with this policy's radius and sharing."""
+        return match_tokens(tokens, grid, radius=self.radius, shared=self.shared, destinations=destinations)
+
+    def plan(
+        self, match: Match, grid: TokenGrid, capacity: float | None, destinations: Tensor | None = None
+    ) -> MergePlan:
+        """The second half of a call: `plan_merge` with this policy's threshold and spare, at a given capacity."""
+        return plan_merge(
+            match, grid, threshold=self.threshold, capacity=capacity, spare=self.spare, destinations=destinations
+        )
+
+    def is_identity(self, grid: TokenGrid, capacity: float | None) -> bool:
+        """Whether no plan at this capacity merges anything, whatever the tokens: then merging can be left out."""
+        return grid.places(capacity) == grid.sources and (self.threshold >= 1 or self.spare == "fill")

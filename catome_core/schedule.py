@@ -1,0 +1,98 @@
+"""Which denoising steps recompute the pairs (paper, III-B and Table II)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+
+@dataclass(frozen=True)
+class CheckpointSchedule:
+    """The steps at which pairs are recomputed; between them they are reused.
+
+    Steps are counted from 0, the first is always a checkpoint, and the list is stored with the number of steps
+    it was made for, so that a run of another length uses it in proportion.
+
+    Args:
+        steps: Checkpoint steps, each from 0 to `of` - 1.
+        of: The number of denoising steps that the list was made for.
+
+    Raises:
+        ValueError: If a step lies outside the run.
+
+    Example:
+        >>> schedule = CheckpointSchedule((0, 10, 40), of=50)
+        >>> schedule.is_checkpoint(10), schedule.is_checkpoint(2, total=10), schedule.is_checkpoint(10, total=10)
+        (True, True, False)
+    """
+
+    steps: tuple[int, ...]
+    of: int
+
+    def __post_init__(self) -> None:
+        outside = [step for step in self.steps if not 0 <= step < self.of]
+        if self.of < 1 or outside:
+            raise ValueError(
+                f"steps {outside} lie outside a run of {self.of}; expected 0 to {self.of - 1}: steps count from 0"
+            )
+        object.__setattr__(self, "steps", tuple(sorted({0, *self.steps})))
+
+    def is_checkpoint(self, step: int, total: int | None = None) -> bool:
+        """Whether this step (from 0) of a run of `total` steps recomputes; None means a run of `of` steps."""
+        return step in (self if total is None else self.rescaled(total)).steps
+
+    def rescaled(self, total: int) -> CheckpointSchedule:
+        """The same schedule for a run of `total` steps, every checkpoint at the same fraction of the run.
+
+        Example:
+            >>> CheckpointSchedule((0, 10, 40), of=50).rescaled(10)
+            CheckpointSchedule(steps=(0, 2, 8), of=10)
+        """
+        if total < 1:
+            raise ValueError(f"total is {total}; expected the number of steps of the run, at least 1")
+        return CheckpointSchedule(tuple(step * total // self.of for step in self.steps), total)
+
+    @classmethod
+    def every(cls, interval: int, total: int) -> CheckpointSchedule:
+        """A checkpoint every `interval` steps of `total`.
+
+        Example:
+            >>> CheckpointSchedule.every(3, 10).steps
+            (0, 3, 6, 9)
+        """
+        if interval < 1:
+            raise ValueError(f"interval is {interval}; expected at least 1, which recomputes at every step")
+        return cls(tuple(range(0, total, interval)), total)
+
+    @classmethod
+    def fractions(cls, *fractions: float) -> CheckpointSchedule:
+        """Checkpoints at fractions of the run, each at least 0 and below 1.
+
+        Example:
+            >>> CheckpointSchedule.fractions(0.0, 0.25, 0.9).rescaled(20).steps
+            (0, 5, 18)
+        """
+        outside = [fraction for fraction in fractions if not 0 <= fraction < 1]
+        if outside:
+            raise ValueError(f"fractions {outside} lie outside the run; expected at least 0 and below 1")
+        # So fine that rescaling to any ordinary number of steps does not see the rounding.
+        return cls(tuple(min(round(fraction * 10**6), 10**6 - 1) for fraction in fractions), 10**6)
+
+
+def _paper(*steps: int) -> CheckpointSchedule:
+    """The paper's lists count to 51; its runs have 50 steps, from 0 to 49."""
+    return CheckpointSchedule(tuple(step for step in steps if step < 50), of=50)
+
+
+PAPER_SCHEDULES: Mapping[str, CheckpointSchedule] = MappingProxyType(
+    {
+        "config_1": _paper(0, 1, 2, 3, 5, 10, 15, 25, 35),
+        "config_2": _paper(0, 10, 11, 12, 15, 20, 25, 30, 35, 45),
+        "config_3": _paper(0, 8, 11, 13, 20, 25, 30, 35, 45, 46, 47, 48, 49),
+        "config_4": _paper(0, 9, 13, 14, 15, 28, 29, 32, 36, 45),
+        "config_adaptive": _paper(0, 1, 5, 7, 10, 12, 15, 35, 40, 45, 46, 47, 48, 49, 50, 51),
+        "config_five": _paper(0, 5, 10, 15, 20, 25, 30, 35, 40, 45, 50),
+    }
+)
+"""The six schedules of the paper's Table II, for runs of 50 steps."""

@@ -1,0 +1,67 @@
+"""What a plan does, in numbers."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from catome_core.planning import MergePlan
+
+
+class PlanSummary(NamedTuple):
+    """Figures of a plan; the tensors stay on its device.
+
+    Attributes:
+        tokens: Tokens before the merge.
+        slots: Slots after it, padding included: what is computed.
+        real: int64 (batch,), slots that hold tokens.
+        merged_fraction: float32 (batch,), share of the tokens that is gone: 1 - real / tokens.
+        largest: int64 (batch,), tokens in the fullest slot.
+    """
+
+    tokens: int
+    slots: int
+    real: Tensor
+    merged_fraction: Tensor
+    largest: Tensor
+
+
+def summarize(plan: MergePlan) -> PlanSummary:
+    """Count what a plan merges.
+
+    Example:
+        >>> plan = MergePlan(torch.tensor([[0, 0, 0, 1]]), torch.tensor([[3, 1, 0]]), torch.tensor([[0, 3, 0]]))
+        >>> summarize(plan)
+        PlanSummary(tokens=4, slots=3, real=tensor([2]), merged_fraction=tensor([0.5000]), largest=tensor([3]))
+    """
+    tokens, real = plan.slot.shape[1], (plan.size > 0).sum(-1)
+    return PlanSummary(tokens, plan.size.shape[1], real, 1 - real / tokens, plan.size.amax(-1))
+
+
+def jaccard_distance(plan_a: MergePlan, plan_b: MergePlan) -> Tensor:
+    """Jaccard distance between the merged (source, destination) pairs of two plans (paper, Fig. 4).
+
+    Returns:
+        float32 (batch,): 0 for the same pairs (or none at all in both), 1 for no pair in common.
+
+    Raises:
+        ValueError: If the plans are for different numbers of tokens.
+
+    Example:
+        >>> a = MergePlan(torch.tensor([[0, 0, 0]]), torch.tensor([[3]]), torch.tensor([[0]]))
+        >>> b = MergePlan(torch.tensor([[0, 0, 1]]), torch.tensor([[2, 1]]), torch.tensor([[0, 2]]))
+        >>> jaccard_distance(a, b)
+        tensor([0.5000])
+    """
+    if plan_a.slot.shape[1] != plan_b.slot.shape[1]:
+        raise ValueError(
+            f"the plans are for {plan_a.slot.shape[1]} and {plan_b.slot.shape[1]} tokens; expected two of one layer"
+        )
+    home_a, home_b = (plan.anchor.gather(1, plan.slot) for plan in (plan_a, plan_b))
+    token = torch.arange(home_a.shape[1], device=home_a.device)
+    merged_a, merged_b = home_a != token, home_b != token
+    both = (merged_a & merged_b & (home_a == home_b)).sum(-1)
+    either = merged_a.sum(-1) + merged_b.sum(-1) - both
+    return 1 - torch.where(either == 0, 1.0, both / either.clamp_min(1))
