@@ -60,10 +60,10 @@ class ClassConditionalPipeline(DiffusionPipeline):
     Works with any diffusers scheduler: `pipe.scheduler = PNDMScheduler.from_config(pipe.scheduler.config)`.
     """
 
-    def __init__(self, unet: UNet2DConditionModel, scheduler: Any, class_names: Sequence[str] = CLASS_NAMES) -> None:
+    def __init__(self, unet: UNet2DConditionModel, scheduler: Any, class_names: list[str] | None = None) -> None:
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler)
-        self.register_to_config(class_names=list(class_names))
+        self.register_to_config(class_names=list(class_names or CLASS_NAMES))
 
     @torch.no_grad()
     def __call__(
@@ -130,4 +130,4 @@ class ClassConditionalPipeline(DiffusionPipeline):
 
 def load_shipped(folder: Path = SHIPPED_MODEL) -> ClassConditionalPipeline:
     """Load the trained model that travels with the package, in float32, ready to draw."""
-    return ClassConditionalPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    return ClassConditionalPipeline.from_pretrained(folder).to(torch.float32)

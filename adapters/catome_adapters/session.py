@@ -14,6 +14,7 @@ from catome_adapters.hooks import SiteHooks
 from catome_adapters.recipe import RECIPES, MergeRecipe
 from catome_adapters.report import SessionSummary, StepRecord, render_report
 from catome_adapters.sites import MergeSite, SkippedSite, denoiser, survey
+from catome_core import MergePlan
 from catome_core.cache import LADDER, choose_rung
 
 NO_STEPS = (
@@ -109,6 +110,11 @@ class MergeSession:
     def report(self) -> str:
         """What is attached, what is not, and why."""
         return render_report(self.recipe, [(hooks.site, hooks.cache) for hooks in self._hooks], self.skipped)
+
+    def plans(self) -> dict[str, MergePlan]:
+        """Copies of the plans in use, by site; empty before the first call and after the last step of a run."""
+        caches = {hooks.site.name: hooks.cache for hooks in self._hooks if hooks.cache.filled}
+        return {name: MergePlan(*(part.clone() for part in cache.plan())) for name, cache in caches.items()}
 
     def summary(self) -> SessionSummary:
         """Merged fraction, rung, checkpoint and overflow of every site and step of the last run."""
