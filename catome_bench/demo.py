@@ -82,7 +82,9 @@ def run_demo(
     console = Console()
     artist = Artist(load_shipped().to(device), steps, size)
     names = list(islice(cycle(artist.pipeline.config.class_names), images))
-    console.print(f"{images} pictures of {size} x {size} pixels, {steps} steps, recipe {recipe_name!r}, on {device_name(device)}")
+    console.print(
+        f"{images} pictures, {size} x {size} pixels, {steps} steps, recipe {recipe_name!r}, {device_name(device)}"
+    )
     warm_up(artist, recipe, names[0])
     pairs = [artist.draw_pair(name, seed, recipe) for seed, name in enumerate(names)]
     history = artist.record(names[0], 0, recipe)
@@ -148,7 +150,8 @@ def render(results: dict[str, Any]) -> Table:
 def machine(device: str) -> dict[str, Any]:
     """What the figures were measured on."""
     packages = {name: version(name) for name in ("torch", "diffusers", "catome")}
-    return {"device": device_name(device), "threads": torch.get_num_threads(), "python": platform.python_version()} | packages
+    host = {"device": device_name(device), "threads": torch.get_num_threads(), "python": platform.python_version()}
+    return host | packages
 
 
 def device_name(device: str) -> str:

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 matplotlib.use("agg")
 
 
-def write_all(folder: Path, pairs: Sequence[Pair], history: Sequence[dict[str, MergePlan]], curves: dict[str, list[float]]) -> None:
+def write_all(
+    folder: Path, pairs: Sequence[Pair], history: Sequence[dict[str, MergePlan]], curves: dict[str, list[float]]
+) -> None:
     """Write every figure of the demo into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     side_by_side(pairs).savefig(folder / "side-by-side.png", dpi=110)
@@ -32,7 +34,8 @@ def write_all(folder: Path, pairs: Sequence[Pair], history: Sequence[dict[str, M
 
 def side_by_side(pairs: Sequence[Pair]) -> plt.Figure:
     """Baseline above, merged below, and their difference, four times as strong."""
-    figure, axes = plt.subplots(3, len(pairs), figsize=(1.7 * len(pairs) + 0.3, 5.4), squeeze=False, layout="constrained")
+    size = (1.7 * len(pairs) + 0.3, 5.4)
+    figure, axes = plt.subplots(3, len(pairs), figsize=size, squeeze=False, layout="constrained")
     for column, pair in enumerate(pairs):
         difference = (pair.merged.picture - pair.baseline.picture).abs() * 4
         for row, picture in enumerate((pair.baseline.picture, pair.merged.picture, difference.clamp(0, 1))):
@@ -92,8 +95,8 @@ def merged_fractions(pair: Pair) -> plt.Figure:
     for site in dict.fromkeys(row.site for row in pair.summary.rows):
         rows = [row for row in pair.summary.rows if row.site == site]
         (line,) = axis.plot([row.step for row in rows], [row.merged_fraction for row in rows], label=site)
-        marked = [row for row in rows if row.checkpoint]
-        axis.scatter([row.step for row in marked], [row.merged_fraction for row in marked], color=line.get_color(), s=16)
+        marked = [(row.step, row.merged_fraction) for row in rows if row.checkpoint]
+        axis.scatter(*zip(*marked, strict=True), color=line.get_color(), s=16)
     axis.set(xlabel="step", ylabel="merged tokens", ylim=(0, 1), title=f"{pair.name}; dots: checkpoints")
     axis.legend(fontsize="small")
     return figure

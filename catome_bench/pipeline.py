@@ -130,4 +130,4 @@ class ClassConditionalPipeline(DiffusionPipeline):
 
 def load_shipped(folder: Path = SHIPPED_MODEL) -> ClassConditionalPipeline:
     """Load the trained model that travels with the package, in float32, ready to draw."""
-    return ClassConditionalPipeline.from_pretrained(folder).to(torch.float32)
+    return ClassConditionalPipeline.from_pretrained(folder)

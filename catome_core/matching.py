@@ -62,8 +62,15 @@ def match_tokens(
     check_tokens(tokens, grid)
     if destinations is None:
         destinations = choose_destinations(grid, device=tokens.device)
+    # Autocast would take the matrix product back to half precision.
+    with torch.autocast(tokens.device.type, enabled=False):
+        return _match(tokens, grid, radius, shared, destinations)
+
+
+def _match(tokens: Tensor, grid: TokenGrid, radius: int | None, shared: bool, destinations: Tensor) -> Match:
     sources = source_positions(grid, destinations)
-    norms = torch.linalg.vector_norm(tokens, dim=-1, dtype=torch.float32)
+    wide = torch.promote_types(tokens.dtype, torch.float32)
+    norms = torch.linalg.vector_norm(tokens, dim=-1, dtype=wide).float()
     finite = norms.isfinite()
     scale = (1 / norms.clamp_min(NORM_FLOOR)).where(finite, 0)
     rows = _Rows(tokens, scale, grid.prefix)

@@ -76,8 +76,9 @@ def gather_anchors(rows: Tensor, plan: MergePlan) -> Tensor:
         >>> gather_anchors(torch.tensor([[10, 11, 12]]), plan)
         tensor([[10, 12]])
     """
-    if len(rows) > 1:
-        _check(rows, plan, plan.slot.shape[1], "rows")
+    if len(rows) == 1:
+        rows = rows.expand(len(plan.slot), *rows.shape[1:])
+    _check(rows, plan, plan.slot.shape[1], "rows")
     batch = torch.arange(len(rows), device=rows.device)[:, None]
     return rows[batch, plan.anchor]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import ceil
 from types import MappingProxyType
 
 
@@ -76,8 +77,8 @@ class CheckpointSchedule:
         outside = [fraction for fraction in fractions if not 0 <= fraction < 1]
         if outside:
             raise ValueError(f"fractions {outside} lie outside the run; expected at least 0 and below 1")
-        # So fine that rescaling to any ordinary number of steps does not see the rounding.
-        return cls(tuple(min(round(fraction * 10**6), 10**6 - 1) for fraction in fractions), 10**6)
+        # Rounded up, since rescaling rounds down: a third of three steps is step 1.
+        return cls(tuple(min(ceil(fraction * 10**6), 10**6 - 1) for fraction in fractions), 10**6)
 
 
 def _paper(*steps: int) -> CheckpointSchedule:

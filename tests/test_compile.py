@@ -11,7 +11,16 @@ from torch.nn import functional as F
 
 from catome_adapters import MergeRecipe, attach
 from catome_bench.pipeline import build_unet, class_tokens
-from catome_core import PAPER_SCHEDULES, AdaptiveMerge, MergedBlock, PairCache, TokenGrid, attention_bias, merge, unmerge
+from catome_core import (
+    PAPER_SCHEDULES,
+    AdaptiveMerge,
+    MergedBlock,
+    PairCache,
+    TokenGrid,
+    attention_bias,
+    merge,
+    unmerge,
+)
 
 GRID = TokenGrid((8, 8))
 STEPS = 50

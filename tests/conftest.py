@@ -1,0 +1,15 @@
+"""Hypothesis profiles, chosen by HYPOTHESIS_PROFILE: "dev" is quick and never the same, "ci" always."""
+
+import os
+
+import torch
+from hypothesis import HealthCheck, settings
+
+# A first example pays for imports and warm-up: no deadline, and no complaint about slow drawing.
+EVERYWHERE = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("dev", max_examples=25, **EVERYWHERE)
+settings.register_profile("ci", max_examples=120, derandomize=True, **EVERYWHERE)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "dev"))
+
+# The tensors are tiny: threads cost more than they bring.
+torch.set_num_threads(1)
