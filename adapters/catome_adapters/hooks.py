@@ -29,7 +29,8 @@ class SiteHooks:
         self.handles = self._install()
 
     def forget(self) -> None:
-        """Drop the tensors of a forward pass that did not finish."""
+        """Drop what a forward pass leaves behind, also one that did not finish."""
+        self.ran = False
         self.plan: MergePlan | None = None
         self.tokens: Tensor | None = None
 
@@ -83,6 +84,7 @@ class SiteHooks:
 
     def _before_block(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
         tokens = args[0]
+        self.ran = True
         plan = self.cache(tokens, self.grid)
         self.plan = None if self.recipe.policy.is_identity(self.grid, self.cache.capacity) else plan
         if self.recipe.scope != "block" or self.plan is None:

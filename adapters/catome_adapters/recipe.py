@@ -79,7 +79,7 @@ class MergeRecipe:
 
 RECIPES: Mapping[str, MergeRecipe] = MappingProxyType(
     {
-        "default": MergeRecipe(),
+        "default": MergeRecipe(AdaptiveMerge(spare="fill")),
         "paper": MergeRecipe(proportional=False),
         "tomesd": MergeRecipe(
             AdaptiveMerge(threshold=-1, capacity=0.25, spare="fill", destination="random"),

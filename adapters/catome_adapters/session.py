@@ -44,6 +44,7 @@ class MergeSession:
         self._step: int | None = None
         self._total = 0
         self._records: list[StepRecord] = []
+        self._new_run = True
         self._warned = False
         self._hooks = [SiteHooks(site, recipe, recipe.seed + index) for index, site in enumerate(sites)]
         self._handle = denoiser(source).register_forward_pre_hook(self._before_model)
@@ -93,7 +94,7 @@ class MergeSession:
     def begin_run(self, total: int) -> None:
         """A run of `total` steps begins; called by the scheduler."""
         self.reset()
-        self._records.clear()
+        self._new_run = True
         self._start(0, total)
 
     def end_step(self, step: int, total: int) -> None:
@@ -148,6 +149,11 @@ class MergeSession:
 
     def _finish_step(self) -> None:
         """After a step: note what was recomputed, choose the rungs, and find memory for what compiled code missed."""
+        if not any(hooks.ran for hooks in self._hooks):
+            return  # The step of another pipeline with the same scheduler.
+        if self._new_run:
+            self._records.clear()
+            self._new_run = False
         fresh = [hooks for hooks in self._hooks if hooks.finish_step()]
         self._records.append(StepRecord(self._step or 0, bool(fresh), tuple(hooks.state for hooks in self._hooks)))
         if fresh and self.recipe.policy.capacity is None:
