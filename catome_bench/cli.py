@@ -22,7 +22,7 @@ def demo(
     images: Annotated[int, typer.Option(min=1, help="Pictures to draw with each of the two.")] = 8,
     size: Annotated[int, typer.Option(min=16, help="Pixels along each side; 128 gives 4,096 top-level tokens.")] = 128,
     recipe: Annotated[str, typer.Option(help=f"One of: {', '.join(RECIPES)}.")] = "default",
-    quick: Annotated[bool, typer.Option("--quick", help="2 pictures, 20 steps: under a minute.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="2 pictures, 15 steps: under a minute.")] = False,
     output: Annotated[Path, typer.Option(help="Folder for pictures, curves and results.json.")] = Path("catome-demo"),
     device: Annotated[str, typer.Option(help="Torch device.")] = "cuda" if torch.cuda.is_available() else "cpu",
 ) -> None:
@@ -30,5 +30,5 @@ def demo(
     if recipe not in RECIPES:
         raise typer.BadParameter(f"{recipe!r}; expected one of {sorted(RECIPES)}", param_hint="--recipe")
     if quick:
-        steps, images = min(steps, 20), min(images, 2)
+        steps, images = min(steps, 15), min(images, 2)
     run_demo(RECIPES[recipe], recipe, steps=steps, images=images, size=size, output=output, device=device)

@@ -47,13 +47,13 @@ def side_by_side(pairs: Sequence[Pair]) -> plt.Figure:
 
 
 def merge_map(picture: Tensor, history: Sequence[dict[str, MergePlan]]) -> plt.Figure:
-    """What the first site merges at an early, a middle and a late step, drawn over the finished picture.
+    """What is above the threshold at an early, a middle and a late step, drawn over the finished picture.
 
     Above: every token in the mean colour of its slot. Below: kept tokens bright, merged tokens dark.
     """
     site = next(iter(history[0]))
     steps = [round(len(history) * fraction) for fraction in (0.1, 0.5, 0.9)]
-    figure, axes = plt.subplots(2, 4, figsize=(10, 5.3), layout="constrained")
+    figure, axes = plt.subplots(2, 4, figsize=(11, 5.7), layout="constrained")
     _show(axes[0, 0], picture)
     axes[0, 0].set_title("finished picture")
     axes[1, 0].set_axis_off()
@@ -62,8 +62,8 @@ def merge_map(picture: Tensor, history: Sequence[dict[str, MergePlan]]) -> plt.F
         averaged, kept = paint_plan(picture, plan)
         _show(axes[0, column], averaged)
         _show(axes[1, column], kept)
-        axes[0, column].set_title(f"step {step}: {(plan.size > 0).sum()} of {plan.slot.shape[1]:,} tokens")
-    figure.suptitle(site)
+        axes[0, column].set_title(f"step {step}: {(plan.size > 0).sum():,} of {plan.slot.shape[1]:,} tokens")
+    figure.suptitle(f"{site}, pairs above the threshold")
     return figure
 
 
@@ -90,14 +90,16 @@ def jaccard_curves(curves: dict[str, list[float]]) -> plt.Figure:
 
 
 def merged_fractions(pair: Pair) -> plt.Figure:
-    """Share of the tokens that each layer merges away at each step; dots are checkpoints."""
+    """Share of the tokens above the threshold at each layer and checkpoint, and what is merged of them (dashed)."""
     figure, axis = plt.subplots(figsize=(8, 4), layout="constrained")
     for site in dict.fromkeys(row.site for row in pair.summary.rows):
         rows = [row for row in pair.summary.rows if row.site == site]
-        (line,) = axis.plot([row.step for row in rows], [row.merged_fraction for row in rows], label=site)
-        marked = [(row.step, row.merged_fraction) for row in rows if row.checkpoint]
-        axis.scatter(*zip(*marked, strict=True), color=line.get_color(), s=16)
-    axis.set(xlabel="step", ylabel="merged tokens", ylim=(0, 1), title=f"{pair.name}; dots: checkpoints")
+        marked = [(row.step, row.mergeable_fraction) for row in rows if row.checkpoint]
+        (line,) = axis.plot(*zip(*marked, strict=True), marker="o", markersize=4, label=site)
+        merged = [row.merged_fraction for row in rows]
+        axis.step([row.step for row in rows], merged, "--", where="mid", color=line.get_color())
+    axis.set(xlabel="step", ylabel="share of the tokens", ylim=(0, 1))
+    axis.set_title(f"{pair.name}: above the threshold at the checkpoints (dots), merged (dashed)")
     axis.legend(fontsize="small")
     return figure
 

@@ -44,6 +44,7 @@ class SiteStep(NamedTuple):
         checkpoint: Whether pairs were recomputed.
         tokens: Tokens before the merge.
         slots: Slots that were computed, padding included.
+        mergeable_fraction: Share of the tokens that is above the threshold, mean over the batch.
         merged_fraction: Share of the tokens that was merged away, mean over the batch.
         capacity: Kept places as a fraction of the tokens: the rung of the ladder.
         overflow: Sources that merged below the threshold for want of places, summed over the batch.
@@ -54,6 +55,7 @@ class SiteStep(NamedTuple):
     checkpoint: bool
     tokens: int
     slots: int
+    mergeable_fraction: float
     merged_fraction: float
     capacity: float
     overflow: int
@@ -75,11 +77,11 @@ class StepRecord(NamedTuple):
     def _row(self, state: SiteState, grid: TokenGrid, wanted: list[int]) -> SiteStep:
         places = grid.places(state.capacity)
         kept = [places if state.spare == "fill" else min(want, places) for want in wanted]
-        merged = 1 - (grid.prefix + grid.destinations + sum(kept) / len(kept)) / grid.tokens
+        mergeable, merged = ((grid.sources - sum(left) / len(wanted)) / grid.tokens for left in (wanted, kept))
         overflow = sum(max(0, want - places) for want in wanted)
         slots = grid.prefix + grid.destinations + places
         return SiteStep(
-            state.name, self.step, self.checkpoint, grid.tokens, slots, merged, places / grid.area, overflow
+            state.name, self.step, self.checkpoint, grid.tokens, slots, mergeable, merged, places / grid.area, overflow
         )
 
 
