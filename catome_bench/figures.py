@@ -52,7 +52,7 @@ def merge_map(picture: Tensor, history: Sequence[dict[str, MergePlan]]) -> plt.F
     Above: every token in the mean colour of its slot. Below: kept tokens bright, merged tokens dark.
     """
     site = next(iter(history[0]))
-    steps = [round(len(history) * fraction) for fraction in (0.1, 0.5, 0.9)]
+    steps = [int(len(history) * fraction) for fraction in (0.1, 0.5, 0.9)]
     figure, axes = plt.subplots(2, 4, figsize=(11, 5.7), layout="constrained")
     _show(axes[0, 0], picture)
     axes[0, 0].set_title("finished picture")

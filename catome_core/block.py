@@ -27,7 +27,7 @@ class MergedBlock(nn.Module):
     Raises:
         ValueError: If the plan can have padding, or `proportional` is set, and there is no `mask_argument`.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from catome_core import AdaptiveMerge
         >>> cache = PairCache(AdaptiveMerge(threshold=-1, capacity=0.25, spare="fill"))
@@ -70,7 +70,7 @@ def check_mask(cache: PairCache, mask_argument: str | None, proportional: bool) 
     """Raise ValueError if attention must be told of padding or sizes and there is no way to tell it."""
     if mask_argument is not None:
         return
-    if cache.policy.spare == "pad" and cache.policy.capacity != 0:
+    if cache.policy.spare == "pad":
         raise ValueError(
             "spare='pad' leaves padding that attention must not see, and mask_argument is None; "
             "name the block's mask argument, or use AdaptiveMerge(spare='fill')"

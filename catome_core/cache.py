@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -14,9 +14,6 @@ from catome_core.planning import MergePlan, count_overflow, wanted_places
 from catome_core.policy import AdaptiveMerge
 
 LADDER = (0, 1 / 8, 1 / 4, 3 / 8, 1 / 2, 5 / 8, 3 / 4)
-# A linear congruential generator (Park and Miller's modulus is prime, so no bit is weaker than another): random
-# destinations need no generator inside a compiled graph.
-_MULTIPLIER, _MODULUS = 48271, 2**31 - 1
 
 
 class PlanKey(NamedTuple):
@@ -32,24 +29,23 @@ class PairCache(nn.Module):
     """Remembers the merge plan of one layer, and recomputes it when told to or when the stored one does not fit.
 
     A stored plan is used only for the batch, grid, dtype and device it was made for. Under `torch.compile` the cache
-    has exactly two graphs, recompute and reuse, if `allocate` (or a call without compilation) came first. Its buffers
-    are static memory, as CUDA graphs need, and are not part of the state_dict.
+    has exactly two graphs, recompute and reuse, if `allocate` (or a call without compilation) came first, and one more
+    otherwise. Its buffers are static memory, as CUDA graphs need, and are not part of the state_dict.
 
     Args:
         policy: How to merge.
         generator: Draws the destinations of `destination="random"`.
 
     Attributes:
-        refresh: Recompute at the next calls (True, as after `reset`) or reuse. Set by the caller.
         capacity: The capacity in use; `fit` moves it.
         key: What the stored plan is valid for (batch, grid, device, dtype); None before the first.
         filled: Whether a plan is stored.
-        missing: What compiled code asked for without finding memory: pass it to `allocate`.
+        adrift: Whether compiled code had to allocate the memory: see `settle`.
 
     Raises:
         ValueError: If the policy draws random destinations and there is no generator.
 
-    Example:
+    Examples:
         >>> cache = PairCache(AdaptiveMerge(threshold=0.5))
         >>> first = cache(torch.ones(1, 16, 8), TokenGrid((4, 4)))
         >>> cache.refresh = False
@@ -70,18 +66,38 @@ class PairCache(nn.Module):
         super().__init__()
         if policy.destination == "random" and generator is None:
             raise ValueError("destination='random' needs a generator; pass generator=torch.Generator().manual_seed(0)")
-        self.policy, self.generator = policy, generator
+        self.policy = policy
+        self.seed = (
+            0 if generator is None else int(torch.randint(2**31, (), generator=generator, device=generator.device))
+        )
         self.key: PlanKey | None = None
-        self.missing: PlanKey | None = None
+        self.adrift = False
         self.filled = False
-        self.refresh = True
+        self._refresh = True
         self.capacity = policy.capacity
         for name in ("slot", "size", "anchor", "target", "places", "destinations"):
             self.register_buffer(name, torch.empty(0, dtype=torch.int64), persistent=False)
         self.register_buffer("score", torch.empty(0), persistent=False)
 
+    @property
+    def refresh(self) -> bool:
+        """Recompute at the next calls (True, as after `reset`) or reuse; set by the caller, never by a call.
+
+        Setting it to True is a checkpoint: rotating and random destinations move on. Calls in between do not move
+        them, so a call that is repeated (gradient checkpointing) gives the same plan.
+        """
+        return self._refresh
+
+    @refresh.setter
+    def refresh(self, value: bool) -> None:
+        if value and self.filled:
+            self._advance_places()
+        self._refresh = value
+
     def forward(self, tokens: Tensor, grid: TokenGrid) -> MergePlan:
         """The plan for tokens (batch, tokens, channels): recomputed if `refresh`, or if none that fits is stored.
+
+        It is a view of static memory, which the next recompute overwrites.
 
         Raises:
             ValueError: If the tokens do not fit the grid.
@@ -89,10 +105,6 @@ class PairCache(nn.Module):
         check_tokens(tokens, grid)
         key = PlanKey(len(tokens), grid, tokens.device, tokens.dtype)
         if self.key != key:
-            if torch.compiler.is_compiling():
-                # Memory allocated inside a graph would not be static: compute, and leave word of what is missing.
-                self.missing = key
-                return self._fresh(tokens, grid, choose_destinations(grid, device=tokens.device))[1]
             self.allocate(*key)
         if self.refresh or not self.filled:
             self._recompute(tokens, grid)
@@ -130,8 +142,23 @@ class PairCache(nn.Module):
         self.target = torch.zeros(plans, grid.sources, **index)
         self.places = self._first_places(grid, device)
         self.destinations = choose_destinations(grid, self.places)
-        self.key, self.missing = PlanKey(batch, grid, device, dtype), None
+        self.key = PlanKey(batch, grid, device, dtype)
         self.filled, self.capacity = False, self.policy.capacity
+        self.adrift = torch.compiler.is_compiling() or torch.is_inference_mode_enabled()
+        if not torch.compiler.is_compiling():
+            self.settle()
+
+    def settle(self) -> None:
+        """Move the buffers to memory of their own.
+
+        What a compiled graph allocates may belong to a CUDA graph, and what inference mode allocates cannot be
+        updated outside it. Call it between steps, not in compiled code.
+        """
+        if self.adrift:
+            with torch.inference_mode(False):
+                for name, buffer in self.named_buffers():
+                    setattr(self, name, buffer.clone())
+            self.adrift = False
 
     def fit(self, ladder: Sequence[float] = LADDER) -> float:
         """Choose the capacity of the next steps and rebuild the stored plan for it, without touching the tokens.
@@ -169,7 +196,7 @@ class PairCache(nn.Module):
 
     def reset(self) -> None:
         """Forget the plan and the fitted capacity; the next call recomputes. Random destinations begin anew."""
-        self.refresh, self.filled, self.capacity = True, False, self.policy.capacity
+        self._refresh, self.filled, self.capacity = True, False, self.policy.capacity
         if self.key is not None:
             self.places.copy_(self._first_places(self.key.grid, self.key.device))
 
@@ -183,7 +210,6 @@ class PairCache(nn.Module):
         self.score.copy_(match.score)
         self.target.copy_(match.target)
         self._write(plan)
-        self._advance_places()
         self.filled = True
 
     def _fresh(self, tokens: Tensor, grid: TokenGrid, destinations: Tensor) -> tuple[Match, MergePlan]:
@@ -196,17 +222,22 @@ class PairCache(nn.Module):
         self.size[:, :slots].copy_(plan.size)
         self.anchor[:, :slots].copy_(plan.anchor)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PairCache:
+        """A cast of the module is not for the scores, which stay float32."""
+        score = self.score
+        super()._apply(fn, recurse)
+        self.score = score.to(self.slot.device)
+        return self
+
     def _first_places(self, grid: TokenGrid, device: torch.device) -> Tensor:
-        if self.generator is None or self.policy.destination != "random":
-            return torch.zeros(grid.destinations, dtype=torch.int64, device=device)
-        drawn = torch.randint(1, _MODULUS, (grid.destinations,), generator=self.generator, device=self.generator.device)
-        return drawn.to(device)
+        cells = torch.arange(grid.destinations, device=device)
+        return _scramble(cells + self.seed) if self.policy.destination == "random" else torch.zeros_like(cells)
 
     def _advance_places(self) -> None:
         if self.policy.destination == "rotate":
             self.places.add_(1)
         if self.policy.destination == "random":
-            self.places.mul_(_MULTIPLIER).remainder_(_MODULUS)
+            self.places.copy_(_scramble(self.places + 1))
 
     def _known_grid(self) -> TokenGrid:
         if self.key is None or not self.filled:
@@ -214,10 +245,17 @@ class PairCache(nn.Module):
         return self.key.grid
 
 
+def _scramble(numbers: Tensor) -> Tensor:
+    """Mix the bits of int64 numbers below 2**31 (an integer hash): random without a generator in the graph."""
+    for _ in range(2):
+        numbers = ((numbers >> 16) ^ numbers) * 0x45D9F3B & 0x7FFFFFFF
+    return (numbers >> 16) ^ numbers
+
+
 def choose_rung(ladder: Sequence[float], demand: int, grid: TokenGrid) -> float:
     """The smallest capacity of the ladder with room for `demand` sources; room for all sources if there is none.
 
-    Example:
+    Examples:
         >>> choose_rung((0, 1 / 4, 1 / 2), 5, TokenGrid((4, 4)))
         0.5
     """

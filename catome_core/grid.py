@@ -24,7 +24,7 @@ class TokenGrid:
     Raises:
         ValueError: If a number is not positive, `prefix` is negative, or the dimensions do not fit.
 
-    Example:
+    Examples:
         >>> grid = TokenGrid((4, 6), prefix=1)
         >>> grid.tokens, grid.destinations, grid.sources
         (25, 6, 18)
@@ -103,7 +103,7 @@ def choose_destinations(
     Returns:
         int64 (destinations,): raster index in the grid (prefix not counted) of each cell's destination.
 
-    Example:
+    Examples:
         >>> choose_destinations(TokenGrid((3, 4))).tolist()
         [0, 2, 8, 10]
         >>> choose_destinations(TokenGrid((3, 4)), 3).tolist()

@@ -54,12 +54,14 @@ def match_tokens(
     Raises:
         ValueError: If `tokens` does not fit `grid`.
 
-    Example:
+    Examples:
         >>> tokens = torch.tensor([[[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [0.0, 2.0]]])
         >>> match_tokens(tokens, TokenGrid((1, 4)))
         Match(score=tensor([[0.8000, 1.0000]]), target=tensor([[0, 1]]))
     """
     check_tokens(tokens, grid)
+    if radius is not None and radius < 0:
+        raise ValueError(f"radius is {radius}; expected 0 (own cell), a number of cells, or None (everywhere)")
     if destinations is None:
         destinations = choose_destinations(grid, device=tokens.device)
     # Autocast would take the matrix product back to half precision.
@@ -120,7 +122,8 @@ def _best_of_window(unit: Tensor, columns: Tensor, grid: TokenGrid, home: Tensor
     limits = torch.tensor(grid.cells, device=home.device)
     score = unit.new_full((1 if shared else len(unit), len(home)), -torch.inf)
     target = torch.zeros_like(score, dtype=torch.int64)
-    for offset in product(range(-radius, radius + 1), repeat=len(grid.cells)):
+    reach = [min(radius, cells - 1) for cells in grid.cells]
+    for offset in product(*(range(-far, far + 1) for far in reach)):
         cell = home + torch.tensor(offset, device=home.device)
         inside = ((cell >= 0) & (cell < limits)).all(-1)
         index = flatten(grid.cells, cell.clamp_min(0).minimum(limits - 1))

@@ -23,7 +23,7 @@ def merge(tokens: Tensor, plan: MergePlan) -> Tensor:
     Raises:
         ValueError: If the plan was made for another number of tokens or another batch.
 
-    Example:
+    Examples:
         >>> plan = MergePlan(torch.tensor([[0, 0, 1]]), torch.tensor([[2, 1]]), torch.tensor([[0, 2]]))
         >>> merge(torch.tensor([[[1.0], [3.0], [5.0]]]), plan)
         tensor([[[2.],
@@ -49,7 +49,7 @@ def unmerge(merged: Tensor, plan: MergePlan) -> Tensor:
     Raises:
         ValueError: If the plan has another number of slots or another batch.
 
-    Example:
+    Examples:
         >>> plan = MergePlan(torch.tensor([[0, 0, 1]]), torch.tensor([[2, 1]]), torch.tensor([[0, 2]]))
         >>> unmerge(torch.tensor([[[2.0], [5.0]]]), plan).flatten()
         tensor([2., 2., 5.])
@@ -71,7 +71,7 @@ def gather_anchors(rows: Tensor, plan: MergePlan) -> Tensor:
     Raises:
         ValueError: If the plan was made for another number of tokens or another batch.
 
-    Example:
+    Examples:
         >>> plan = MergePlan(torch.tensor([[0, 0, 1]]), torch.tensor([[2, 1]]), torch.tensor([[0, 2]]))
         >>> gather_anchors(torch.tensor([[10, 11, 12]]), plan)
         tensor([[10, 12]])
@@ -94,7 +94,7 @@ def attention_bias(plan: MergePlan, *, dtype: torch.dtype, proportional: bool = 
     Returns:
         (batch, 1, 1, slots): a mask for `scaled_dot_product_attention`, broadcast over heads and queries.
 
-    Example:
+    Examples:
         >>> plan = MergePlan(torch.tensor([[0, 0]]), torch.tensor([[2, 0]]), torch.tensor([[0, 0]]))
         >>> attention_bias(plan, dtype=torch.float32, proportional=True)
         tensor([[[[0.6931,   -inf]]]])

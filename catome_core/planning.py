@@ -57,7 +57,7 @@ def plan_merge(
     Raises:
         ValueError: If an argument is out of range or the match belongs to another grid.
 
-    Example:
+    Examples:
         >>> match = Match(torch.tensor([[0.9, 0.2]]), torch.tensor([[0, 1]]))
         >>> plan_merge(match, TokenGrid((1, 4)), threshold=0.7)
         MergePlan(slot=tensor([[0, 0, 1, 2]]), size=tensor([[2, 1, 1, 0]]), anchor=tensor([[0, 2, 3, 0]]))
@@ -81,7 +81,7 @@ def wanted_places(match: Match, threshold: float) -> Tensor:
 def count_overflow(match: Match, grid: TokenGrid, *, threshold: float, capacity: float | None = None) -> Tensor:
     """Sources of each sample that merge without being above the threshold, for want of places: int64 (batch,).
 
-    Example:
+    Examples:
         >>> match = Match(torch.tensor([[0.9, 0.2]]), torch.tensor([[0, 1]]))
         >>> count_overflow(match, TokenGrid((1, 4)), threshold=0.95, capacity=0.25)
         tensor([1])

@@ -30,7 +30,7 @@ class AdaptiveMerge:
     Raises:
         ValueError: If a value is out of range.
 
-    Example:
+    Examples:
         >>> import torch
         >>> policy = AdaptiveMerge(threshold=0.5)
         >>> plan = policy(torch.tensor([[[1.0], [2.0], [3.0], [-1.0]]]), TokenGrid((2, 2)))

@@ -22,7 +22,7 @@ class CheckpointSchedule:
     Raises:
         ValueError: If a step lies outside the run.
 
-    Example:
+    Examples:
         >>> schedule = CheckpointSchedule((0, 10, 40), of=50)
         >>> schedule.is_checkpoint(10), schedule.is_checkpoint(2, total=10), schedule.is_checkpoint(10, total=10)
         (True, True, False)
@@ -46,7 +46,7 @@ class CheckpointSchedule:
     def rescaled(self, total: int) -> CheckpointSchedule:
         """The same schedule for a run of `total` steps, every checkpoint at the same fraction of the run.
 
-        Example:
+        Examples:
             >>> CheckpointSchedule((0, 10, 40), of=50).rescaled(10)
             CheckpointSchedule(steps=(0, 2, 8), of=10)
         """
@@ -58,7 +58,7 @@ class CheckpointSchedule:
     def every(cls, interval: int, total: int) -> CheckpointSchedule:
         """A checkpoint every `interval` steps of `total`.
 
-        Example:
+        Examples:
             >>> CheckpointSchedule.every(3, 10).steps
             (0, 3, 6, 9)
         """
@@ -70,7 +70,7 @@ class CheckpointSchedule:
     def fractions(cls, *fractions: float) -> CheckpointSchedule:
         """Checkpoints at fractions of the run, each at least 0 and below 1.
 
-        Example:
+        Examples:
             >>> CheckpointSchedule.fractions(0.0, 0.25, 0.9).rescaled(20).steps
             (0, 5, 18)
         """

@@ -31,7 +31,7 @@ class PlanSummary(NamedTuple):
 def summarize(plan: MergePlan) -> PlanSummary:
     """Count what a plan merges.
 
-    Example:
+    Examples:
         >>> plan = MergePlan(torch.tensor([[0, 0, 0, 1]]), torch.tensor([[3, 1, 0]]), torch.tensor([[0, 3, 0]]))
         >>> summarize(plan)
         PlanSummary(tokens=4, slots=3, real=tensor([2]), merged_fraction=tensor([0.5000]), largest=tensor([3]))
@@ -49,7 +49,7 @@ def jaccard_distance(plan_a: MergePlan, plan_b: MergePlan) -> Tensor:
     Raises:
         ValueError: If the plans are for different numbers of tokens.
 
-    Example:
+    Examples:
         >>> a = MergePlan(torch.tensor([[0, 0, 0]]), torch.tensor([[3]]), torch.tensor([[0]]))
         >>> b = MergePlan(torch.tensor([[0, 0, 1]]), torch.tensor([[2, 1]]), torch.tensor([[0, 2]]))
         >>> jaccard_distance(a, b)

@@ -10,7 +10,7 @@ from torch._dynamo.testing import CompileCounter
 from torch.nn import functional as F
 
 from catome_adapters import MergeRecipe, attach
-from catome_bench.pipeline import build_unet, class_tokens
+from catome_bench.pipeline import ClassConditionalPipeline, build_scheduler, build_unet, class_tokens
 from catome_core import (
     PAPER_SCHEDULES,
     AdaptiveMerge,
@@ -182,7 +182,41 @@ def test_a_whole_unet_compiles_without_a_break(scope):
     compiled = torch.compile(unet, fullgraph=True, backend=counter)
     with attach(unet, recipe) as session:
         steps_of(session, compiled)
-    assert counter.frame_count <= 3, "recompute and reuse, and the first call, which finds no memory yet"
+    assert counter.frame_count <= 3, "recompute and reuse, and the first call, which allocates"
+
+
+def test_what_was_compiled_and_called_before_attach_merges_and_after_detach_does_not():
+    unet = build_unet().eval()
+    compiled = torch.compile(unet, fullgraph=True, backend="eager")
+    inputs = torch.randn(2, 12, 16, 16), torch.tensor(1), class_tokens(torch.tensor([0, 6]), 6).float()
+    before = compiled(*inputs).sample
+    with attach(unet, MergeRecipe(AdaptiveMerge(-1, capacity=0, spare="fill"))) as session:
+        session.begin_step(0, 2)
+        during = compiled(*inputs).sample
+        merged = unet(*inputs).sample
+    torch.testing.assert_close(during, merged)
+    assert not torch.allclose(before, during, atol=1e-3)
+    assert torch.equal(compiled(*inputs).sample, before)
+
+
+@pytest.mark.parametrize("destination", ["top-left", "random"])
+def test_a_compiled_pipeline_with_the_ladder_draws_the_same_picture_twice(destination):
+    """The first run finds no memory and allocates in the graph; nothing of that may be seen in the picture."""
+    pipe = ClassConditionalPipeline(build_unet().eval(), build_scheduler())
+    pipe.set_progress_bar_config(disable=True)
+    recipe = MergeRecipe(AdaptiveMerge(0.2, spare="fill", destination=destination))
+
+    def draw():
+        return pipe(["cat"], size=32, num_inference_steps=12, generator=torch.Generator().manual_seed(0))
+
+    with attach(pipe, recipe):
+        eager = draw()
+    with attach(pipe, recipe) as session:
+        pipe.unet.compile(fullgraph=True, backend="eager")
+        first, second = draw(), draw()
+        assert session.summary().merged_fraction > 0.2
+    assert torch.equal(first, second)
+    torch.testing.assert_close(first, eager, atol=1e-4, rtol=1e-3)
 
 
 def test_regional_compile_takes_two_small_graphs_more_for_all_merged_blocks():

@@ -123,7 +123,12 @@ def test_a_cache_without_a_plan_says_so(ask, before):
         getattr(cache, ask)()
 
 
-@pytest.mark.parametrize("policy", [FILL, AdaptiveMerge(capacity=0)], ids=["fill", "no places"])
-def test_a_plan_without_padding_needs_no_mask(policy):
-    block = MergedBlock(nn.Identity(), PairCache(policy), GRID)
+def test_a_plan_without_padding_needs_no_mask():
+    block = MergedBlock(nn.Identity(), PairCache(FILL), GRID)
     assert block(zeros(2, 17, 3)).shape == (2, 17, 3)
+
+
+def test_a_plan_without_places_needs_a_mask_still():
+    """`fit` may give it places, and with them padding."""
+    with pytest.raises(ValueError, match="mask_argument is None"):
+        MergedBlock(nn.Identity(), PairCache(AdaptiveMerge(capacity=0)), GRID)

@@ -110,15 +110,19 @@ def test_law_05_threshold_one_is_the_identity(case, threshold):
     assert torch.equal(unmerge(merge(case.tokens, plan), plan), case.tokens)
 
 
-@given(cases(regimes=[*FINITE, "special"]))
-def test_law_06_nothing_below_the_threshold_merges_but_by_overflow(case):
-    rule = {name: case.rule[name] for name in ("threshold", "capacity")}
-    merged, kept = merged_scores(case)
-    assert torch.equal((merged <= case.policy.threshold).sum(-1), count_overflow(case.match, case.grid, **rule))
+@given(cases(regimes=[*FINITE, "special"]), st.data())
+def test_law_06_nothing_below_the_threshold_merges_but_by_overflow(case, data):
+    # Any pair may lie exactly at the threshold.
+    threshold = data.draw(st.sampled_from([case.policy.threshold, *case.match.score.flatten().tolist()]))
+    destinations = destinations_at(case.grid, case.places)
+    plan = plan_merge(case.match, case.grid, **{**case.rule, "threshold": threshold}, destinations=destinations)
+    overflow = count_overflow(case.match, case.grid, threshold=threshold, capacity=case.policy.capacity)
+    merged, kept = merged_scores(case._replace(plan=plan))
+    assert torch.equal((merged <= threshold).sum(-1), overflow)
     if case.match.score.numel():
         assert (merged.amin(-1) >= kept.amax(-1)).all(), "a kept source is more similar than a merged one"
     if case.policy.spare == "pad":
-        assert not (kept > case.policy.threshold).any()
+        assert not (kept > threshold).any()
 
 
 @given(st.data(), token_grids(), one_plan_each, st.permutations(range(3)))

@@ -1,5 +1,6 @@
 """Every vectorised function against the loops of `oracle.py`."""
 
+from math import log
 from unittest.mock import patch
 
 import pytest
@@ -12,6 +13,7 @@ import oracle
 from catome_core import (
     AdaptiveMerge,
     MergedBlock,
+    MergePlan,
     PairCache,
     TokenGrid,
     attention_bias,
@@ -242,6 +244,11 @@ def test_attention_bias(case, proportional, dtype):
     # Half an eps for the rounding to the dtype; the logarithm itself need not be better than float32.
     tolerance = EPS[dtype] / 2 + EPS[torch.float32]
     torch.testing.assert_close(bias.double(), torch.tensor(expected, dtype=torch.float64), rtol=tolerance, atol=0)
+
+
+def test_the_bias_of_a_slot_too_large_for_half_precision():
+    plan = MergePlan(*(torch.tensor([[number]]) for number in (0, 70_000, 0)))
+    assert attention_bias(plan, dtype=torch.float16, proportional=True).item() == pytest.approx(log(70_000), rel=2**-11)
 
 
 # ---------------------------------------------------------------- blocks

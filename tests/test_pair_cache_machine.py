@@ -48,18 +48,17 @@ class PairCacheMachine(RuleBasedStateMachine):
 
     def forget(self):
         self.match = self.plan = None
-        self.checkpoints, self.capacity = 0, self.policy.capacity
+        self.corner, self.capacity = 0, self.policy.capacity
 
     @property
     def layout(self):
         return self.batch, self.grid, self.dtype
 
     def recompute(self, tokens: Tensor):
-        corner = self.checkpoints if self.policy.destination == "rotate" else 0
+        corner = self.corner if self.policy.destination == "rotate" else 0
         self.destinations = choose_destinations(self.grid, corner)
         self.match = self.policy.match(tokens, self.grid, self.destinations)
         self.plan = self.policy.plan(self.match, self.grid, self.capacity, self.destinations)
-        self.checkpoints += 1
 
     def step(self, regime: str, seed: int):
         tokens = some_tokens(seed, self.grid, self.batch, regime).to(self.dtype)
@@ -73,6 +72,7 @@ class PairCacheMachine(RuleBasedStateMachine):
     @rule(regime=regimes, seed=seeds)
     def checkpoint_step(self, regime, seed):
         self.refresh = self.cache.refresh = True
+        self.corner += self.plan is not None
         self.step(regime, seed)
 
     @rule(regime=regimes, seed=seeds)
@@ -150,11 +150,16 @@ TestPairCache = PairCacheMachine.TestCase
 GRID = TokenGrid((4, 6), prefix=1)
 
 
+def checkpoint(cache: PairCache, seed: int) -> MergePlan:
+    cache.refresh = True
+    return cache(some_tokens(seed, GRID), GRID)
+
+
 def test_random_destinations_follow_the_generator():
     policy = AdaptiveMerge(threshold=0.2, destination="random")
     caches = [PairCache(policy, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)]
     of_grid = slice(GRID.prefix, GRID.prefix + GRID.destinations)
-    drawn = [[cache(some_tokens(0, GRID), GRID).anchor[0, of_grid].tolist() for _ in range(8)] for cache in caches]
+    drawn = [[checkpoint(cache, 0).anchor[0, of_grid].tolist() for _ in range(8)] for cache in caches]
     assert drawn[0] == drawn[1] != drawn[2]
     for anchors in drawn[0] + drawn[2]:
         assert [oracle.cell_of(anchor - GRID.prefix, GRID) for anchor in anchors] == oracle.cells(GRID)
@@ -199,9 +204,10 @@ def test_planning_takes_no_part_in_the_graph_of_gradients():
     assert not any(buffer.requires_grad for buffer in cache.buffers())
 
 
-def test_the_buffers_stay_where_they_are():
+@pytest.mark.parametrize("destination", ["top-left", "rotate", "random"])
+def test_the_buffers_stay_where_they_are(destination):
     """CUDA graphs need static memory: neither a checkpoint, nor a fit, nor a reset moves it."""
-    cache = PairCache(AdaptiveMerge(threshold=0.2))
+    cache = PairCache(AdaptiveMerge(threshold=0.2, destination=destination), torch.Generator())
     cache.allocate(2, GRID)
     addresses = [buffer.data_ptr() for buffer in cache.buffers()]
     for seed in range(2):

@@ -19,17 +19,43 @@ class Listener(Protocol):
         """Step `step`, from 0, of `total` is done."""
 
 
-class SchedulerClock:
-    """Wraps `set_timesteps` and `step` of one scheduler instance, as instance attributes that `stop` removes.
+class _Heard:
+    """A method of one scheduler, with its signature, that the clock hears of; a copy of the scheduler is not heard."""
 
-    The wrappers keep the signatures, which pipelines inspect. Several listeners may share a scheduler.
+    def __init__(self, scheduler: Any, name: str, after: Callable[..., None]) -> None:
+        self.scheduler, self.name, self.after = scheduler, name, after
+        self.method = getattr(scheduler, name)
+        functools.update_wrapper(self, self.method)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        result = self.method(*args, **kwargs)
+        self.after(*args, **kwargs)
+        return result
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., Any]:
+        twin = memo[id(self.scheduler)]
+        return getattr(type(twin), self.name).__get__(twin)
+
+
+class SchedulerClock:
+    """Hears `set_timesteps` and `step` of one scheduler instance, through instance attributes that `stop` removes.
+
+    Their signatures, which pipelines inspect, stay. Several listeners may share a scheduler.
     """
 
     def __init__(self, scheduler: Any) -> None:
-        self.scheduler, self.listeners, self.count = scheduler, [], 0
-        scheduler.set_timesteps = self._wrap(scheduler.set_timesteps, self._after_set_timesteps)
-        scheduler.step = self._wrap(scheduler.step, self._after_step)
-        scheduler.catome_clock = self
+        self.scheduler, self.count = scheduler, 0
+        self.listeners: list[Listener] = []
+        heard = {
+            "set_timesteps": _Heard(scheduler, "set_timesteps", self._after_set_timesteps),
+            "step": _Heard(scheduler, "step", self._after_step),
+            "catome_clock": self,
+        }
+        self.before = {name: value for name, value in vars(scheduler).items() if name in heard}
+        vars(scheduler).update(heard)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> None:
+        """A copy of the scheduler has no clock."""
 
     @classmethod
     def listen(cls, scheduler: Any, listener: Listener) -> SchedulerClock:
@@ -43,15 +69,7 @@ class SchedulerClock:
         self.listeners.remove(listener)
         if not self.listeners:
             del self.scheduler.set_timesteps, self.scheduler.step, self.scheduler.catome_clock
-
-    def _wrap(self, method: Callable[..., Any], after: Callable[..., None]) -> Callable[..., Any]:
-        @functools.wraps(method)
-        def wrapper(*args: Any, **kwargs: Any) -> Any:
-            result = method(*args, **kwargs)
-            after(*args, **kwargs)
-            return result
-
-        return wrapper
+            vars(self.scheduler).update(self.before)
 
     def _after_set_timesteps(self, *args: Any, **kwargs: Any) -> None:
         self.count = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,9 +20,10 @@ Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 class SiteHooks:
     """Merges the tokens of one site. The host tells the grid, the block's input makes the plan, attention uses it."""
 
-    def __init__(self, site: MergeSite, recipe: MergeRecipe, seed: int) -> None:
+    def __init__(self, site: MergeSite, recipe: MergeRecipe, seed: int, before_call: Callable[[], None]) -> None:
         generator = torch.Generator().manual_seed(seed) if recipe.policy.destination == "random" else None
-        self.site, self.recipe, self.seed = site, recipe, seed
+        self.site, self.recipe, self.before_call = site, recipe, before_call
+        self.overdue = False
         self.cache = PairCache(recipe.policy, generator)
         self.state = SiteState.unknown(site.name)
         self.grid = TokenGrid((1, 1), recipe.stride)
@@ -37,10 +39,13 @@ class SiteHooks:
     def reset(self) -> None:
         """Begin a new run: no plan, the policy's capacity, the seed's destinations."""
         self.forget()
-        if self.cache.generator is not None:
-            self.cache.generator.manual_seed(self.seed)
+        self.overdue = False
         self.cache.reset()
         self.state = SiteState.unknown(self.site.name)
+
+    def begin_step(self, checkpoint: bool) -> None:
+        """Before a step: recompute or reuse."""
+        self.cache.refresh = checkpoint or self.overdue or not self.cache.filled
 
     def remove(self) -> None:
         """Take every hook off again."""
@@ -50,11 +55,12 @@ class SiteHooks:
 
     def finish_step(self) -> bool:
         """After a step: note what the plan is, and whether it was recomputed in this step."""
-        cache, before = self.cache, self.state.key
+        cache, before, ran = self.cache, self.state.key, self.ran
         self.forget()
-        if cache.missing is not None:
-            cache.allocate(*cache.missing)
-        if not cache.filled:
+        # A site that sat a checkpoint out has pairs from before it: it recomputes when it runs again.
+        self.overdue = not ran and cache.refresh
+        cache.settle()
+        if not ran or not cache.filled:
             return False
         fresh = cache.refresh or cache.key != before
         wanted = wanted_places(cache.match(), cache.policy.threshold) if fresh else self.state.wanted
@@ -79,6 +85,8 @@ class SiteHooks:
         return handles
 
     def _see_grid(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not torch.compiler.is_compiling():
+            self.before_call()
         image = args[0] if args else kwargs["hidden_states"]
         self.grid = TokenGrid(tuple(image.shape[-2:]), self.recipe.stride)
 
@@ -110,13 +118,14 @@ class SiteHooks:
 
     def _after_block(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
         plan, tokens = self.plan, self.tokens
-        self.forget()
+        self.plan = self.tokens = None
         if plan is None or tokens is None:
             return output
         return tokens + unmerge(output - args[0], plan)
 
     def _refuse_fused(self, attention: nn.Module) -> None:
-        if getattr(attention, "fused_projections", False):
+        # Not `fused_projections`: diffusers leaves it True when it unfuses.
+        if type(getattr(attention, "processor", None)).__name__.startswith("Fused"):
             raise ValueError(
                 f"{self.site.name} has fused projections, which take queries and keys from the same tokens; "
                 "call unfuse_qkv_projections(), or use scope='attention'"
@@ -130,4 +139,5 @@ class SiteHooks:
             )
         if self.recipe.policy.spare == "fill" and not self.recipe.proportional:
             return None
-        return attention_bias(plan, dtype=tokens.dtype, proportional=self.recipe.proportional)[:, 0]
+        bias = attention_bias(plan, dtype=tokens.dtype, proportional=self.recipe.proportional)
+        return bias[:, 0].expand(len(tokens), -1, -1)

@@ -33,7 +33,7 @@ class MergeRecipe:
     Raises:
         ValueError: If a value is out of range.
 
-    Example:
+    Examples:
         >>> recipe = MergeRecipe(AdaptiveMerge(threshold=0.8), scope="block")
         >>> MergeRecipe.from_json(recipe.to_json()) == recipe
         True
@@ -44,16 +44,22 @@ class MergeRecipe:
     scope: Scope = "attention"
     proportional: bool = True
     levels: Literal["auto", "all"] | tuple[int, ...] = "auto"
-    stride: int = 2
+    stride: int | tuple[int, ...] = 2
     seed: int = 0
 
     def __post_init__(self) -> None:
+        _expect("policy", self.policy, AdaptiveMerge)
+        _expect("schedule", self.schedule, CheckpointSchedule)
         if self.scope not in SCOPES:
             raise ValueError(f"scope is {self.scope!r}; expected one of {SCOPES}")
         if isinstance(self.levels, str) and self.levels not in ("auto", "all"):
             raise ValueError(f"levels is {self.levels!r}; expected 'auto', 'all' or factors such as (1, 2)")
+        if isinstance(self.levels, int):
+            raise ValueError(f"levels is {self.levels!r}; expected 'auto', 'all' or a tuple such as (1, 2)")
         if not isinstance(self.levels, str):
             object.__setattr__(self, "levels", tuple(self.levels))
+        if not isinstance(self.stride, int):
+            object.__setattr__(self, "stride", tuple(self.stride))
         TokenGrid((1, 1), self.stride)
 
     def to_json(self) -> str:
@@ -65,16 +71,20 @@ class MergeRecipe:
         """The recipe that `to_json` wrote.
 
         Raises:
-            ValueError: If the text is not JSON or a value is out of range.
+            ValueError: If the text is not JSON, no recipe, or a value is out of range.
             TypeError: If a field is unknown.
         """
         values = json.loads(text)
-        schedule = values.pop("schedule")
-        return cls(
-            policy=AdaptiveMerge(**values.pop("policy")),
-            schedule=CheckpointSchedule(tuple(schedule["steps"]), schedule["of"]),
-            **values,
-        )
+        missing = [name for name in ("policy", "schedule") if not isinstance(values, dict) or name not in values]
+        if missing:
+            raise ValueError(f"not a recipe: {missing[0]} is missing; expected the object that to_json writes")
+        policy = AdaptiveMerge(**values.pop("policy"))
+        return cls(policy, CheckpointSchedule(**values.pop("schedule")), **values)
+
+
+def _expect(name: str, value: object, kind: type) -> None:
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} is {value!r}; expected a {kind.__name__}, such as {kind.__name__}(...)")
 
 
 RECIPES: Mapping[str, MergeRecipe] = MappingProxyType(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -46,8 +47,10 @@ class MergeSession:
         self._records: list[StepRecord] = []
         self._new_run = True
         self._warned = False
-        self._hooks = [SiteHooks(site, recipe, recipe.seed + index) for index, site in enumerate(sites)]
-        self._handle = denoiser(source).register_forward_pre_hook(self._before_model)
+        seeds = range(recipe.seed, recipe.seed + len(self.sites))
+        self._hooks = [
+            SiteHooks(site, recipe, seed, self._before_call) for site, seed in zip(sites, seeds, strict=True)
+        ]
         self._listen()
 
     def __enter__(self) -> MergeSession:
@@ -57,13 +60,12 @@ class MergeSession:
         self.detach()
 
     def detach(self) -> None:
-        """Restore the model and its scheduler exactly; safe to call again."""
+        """Restore the model and its scheduler exactly; safe to call again. What was compiled is compiled anew."""
+        self._finish_step()
         for hooks in self._hooks:
             hooks.remove()
-        self._handle.remove()
-        if self._clock is not None:
-            self._clock.stop(self)
-            self._clock = None
+        self._stop_listening()
+        torch.compiler.reset()
 
     def reset(self) -> None:
         """Forget every plan and the step: the next call begins a run of unknown length."""
@@ -85,8 +87,7 @@ class MergeSession:
         """
         if not 0 <= step < total:
             raise ValueError(f"step is {step} of {total}; expected 0 to {total - 1}: steps count from 0")
-        if self._step is not None:
-            self._finish_step()
+        self._finish_step()
         if self._step is None or step <= self._step:
             self.begin_run(total)
         self._start(step, total)
@@ -119,21 +120,25 @@ class MergeSession:
 
     def summary(self) -> SessionSummary:
         """Merged fraction, rung, checkpoint and overflow of every site and step of the last run."""
+        self._finish_step()
         return SessionSummary(tuple(row for record in self._records for row in record.rows()))
 
     def __repr__(self) -> str:
         return f"MergeSession({len(self.sites)} sites, scope={self.recipe.scope!r}, step={self._step} of {self._total})"
 
-    def _before_model(self, module: torch.nn.Module, args: tuple[Any, ...]) -> None:
-        if torch.compiler.is_compiling():
-            return
+    def _before_call(self) -> None:
         if self._clock is not None and self._source.scheduler is not self._clock.scheduler:
-            self._clock.stop(self)
+            self._stop_listening()
             self._listen()
             self.begin_run(len(self._source.scheduler.timesteps))
         if self._step is None and not self._warned:
             self._warned = True
             warnings.warn(NO_STEPS, stacklevel=2)
+
+    def _stop_listening(self) -> None:
+        if self._clock is not None:
+            self._clock.stop(self)
+            self._clock = None
 
     def _listen(self) -> None:
         """Hear the pipeline's scheduler, also one that replaced another since."""
@@ -145,17 +150,19 @@ class MergeSession:
         self._step, self._total = step, total
         checkpoint = self.recipe.schedule.is_checkpoint(step, total)
         for hooks in self._hooks:
-            hooks.cache.refresh = checkpoint or not hooks.cache.filled
+            hooks.begin_step(checkpoint)
 
     def _finish_step(self) -> None:
-        """After a step: note what was recomputed, choose the rungs, and find memory for what compiled code missed."""
-        if not any(hooks.ran for hooks in self._hooks):
-            return  # The step of another pipeline with the same scheduler.
+        """After a step: note what was recomputed, and choose the rungs."""
+        ran = [hooks for hooks in self._hooks if hooks.ran]
+        # Nothing ran: told already, or the step of another pipeline with the same scheduler.
+        if self._step is None or not ran:
+            return
         if self._new_run:
             self._records.clear()
             self._new_run = False
         fresh = [hooks for hooks in self._hooks if hooks.finish_step()]
-        self._records.append(StepRecord(self._step or 0, bool(fresh), tuple(hooks.state for hooks in self._hooks)))
+        self._records.append(StepRecord(self._step, bool(fresh), tuple(hooks.state for hooks in ran)))
         if fresh and self.recipe.policy.capacity is None:
             self._choose_rungs(fresh)
 
@@ -177,7 +184,8 @@ def attach(
     """Merge tokens in a diffusers pipeline or network from now on, until the session is detached.
 
     Nothing is subclassed and no forward is replaced: the model gets plain forward hooks, the scheduler's
-    `set_timesteps` and `step` are listened to. The state_dict stays as it is.
+    `set_timesteps` and `step` are listened to. The state_dict stays as it is. What was compiled
+    before is compiled anew, since compiled code does not look for new hooks.
 
     Args:
         model_or_pipeline: A diffusers pipeline with a UNet, or the network itself, compiled or not.
@@ -193,7 +201,7 @@ def attach(
         ValueError: If no site is found, or none at the chosen levels.
         RuntimeError: If a site has a session already.
 
-    Example:
+    Examples:
         >>> from catome_bench.pipeline import build_unet
         >>> unet = build_unet()
         >>> with attach(unet, RECIPES["paper"]) as session:
@@ -207,7 +215,8 @@ def attach(
     found = [place for place in places if isinstance(place, MergeSite)]
     if not found:
         raise ValueError(_nothing_found(model_or_pipeline, skipped))
-    chosen = found if sites is not None else _at_levels(found, recipe.levels)
+    _prepare_compiler(recipe)
+    chosen = _distinct(found) if sites is not None else _at_levels(found, recipe.levels)
     _refuse_attached(chosen)
     skipped += [_left_out(site, recipe) for site in found if site not in chosen]
     return MergeSession(model_or_pipeline, recipe, chosen, skipped)
@@ -232,6 +241,35 @@ def _at_levels(sites: Sequence[MergeSite], levels: str | tuple[int, ...]) -> lis
     if not wanted or set(wanted) - set(known):
         raise ValueError(f"levels is {levels!r}; this model has self-attention at levels {known} (factors)")
     return [site for site in sites if site.level in wanted]
+
+
+def _prepare_compiler(recipe: MergeRecipe) -> None:
+    """Dynamo does not guard on hooks: what was compiled without them would go on without them, silently.
+
+    And it gives up on code with more graphs than its limit: every rung takes two.
+    """
+    torch.compiler.reset()
+    if recipe.policy.capacity is None:
+        needed = 2 * (len(LADDER) + 1) + 8
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, needed)
+
+
+def _distinct(sites: Sequence[MergeSite]) -> list[MergeSite]:
+    """The sites of several networks, each with a name of its own.
+
+    Raises:
+        ValueError: If a block is among them twice.
+    """
+    blocks = [id(site.block) for site in sites]
+    twice = [site.name for site in sites if blocks.count(id(site.block)) > 1]
+    if twice:
+        raise ValueError(f"sites has {twice[0]} more than once; pass every site once")
+    seen: Counter[str] = Counter()
+    named = []
+    for site in sites:
+        seen[site.name] += 1
+        named.append(site if seen[site.name] == 1 else replace(site, name=f"{site.name} ({seen[site.name]})"))
+    return named
 
 
 def _refuse_attached(sites: Sequence[MergeSite]) -> None:

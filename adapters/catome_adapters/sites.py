@@ -44,7 +44,7 @@ def find_sites(model: Any) -> list[MergeSite]:
     Returns:
         The sites in the order of the model's modules; empty if there are none.
 
-    Example:
+    Examples:
         >>> from catome_bench.pipeline import build_unet
         >>> for site in find_sites(build_unet())[:2]:
         ...     print(site.name, site.level)
@@ -73,7 +73,7 @@ def denoiser(model_or_pipeline: Any) -> nn.Module:
 def survey(model: nn.Module) -> list[MergeSite | SkippedSite]:
     """Every transformer block of a UNet-shaped model: a site, or the reason why it is none."""
     return [
-        _judge(f"{path}.transformer_blocks.{index}", block, host, _level(model, path))
+        _judge(f"{path}.transformer_blocks.{index}".lstrip("."), block, host, _level(model, path))
         for path, host in model.named_modules()
         for index, block in enumerate(_blocks(host))
     ]
@@ -92,6 +92,8 @@ def _judge(name: str, block: nn.Module, host: nn.Module, level: int | None) -> M
         return SkippedSite(name, "its `attn1` attends to text (only_cross_attention)")
     if level is None:
         return SkippedSite(name, "it is not inside down_blocks, mid_block or up_blocks: its grid is unknown")
+    if "attentions" not in name.split("."):
+        return SkippedSite(name, "it is not one of a block's `attentions`: it may attend over frames")
     return MergeSite(name, block, attention, host, level)
 
 
