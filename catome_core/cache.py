@@ -9,11 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from catome_core.grid import TokenGrid, choose_destinations
+from catome_core.ladder import LADDER, choose_rung
 from catome_core.matching import Match, check_tokens
 from catome_core.planning import MergePlan, count_overflow, wanted_places
 from catome_core.policy import AdaptiveMerge
-
-LADDER = (0, 1 / 8, 1 / 4, 3 / 8, 1 / 2, 5 / 8, 3 / 4)
 
 
 class PlanKey(NamedTuple):
@@ -250,14 +249,3 @@ def _scramble(numbers: Tensor) -> Tensor:
     for _ in range(2):
         numbers = ((numbers >> 16) ^ numbers) * 0x45D9F3B & 0x7FFFFFFF
     return (numbers >> 16) ^ numbers
-
-
-def choose_rung(ladder: Sequence[float], demand: int, grid: TokenGrid) -> float:
-    """The smallest capacity of the ladder with room for `demand` sources; room for all sources if there is none.
-
-    Examples:
-        >>> choose_rung((0, 1 / 4, 1 / 2), 5, TokenGrid((4, 4)))
-        0.5
-    """
-    enough = [rung for rung in ladder if grid.places(rung) >= demand]
-    return min(enough, default=grid.sources / grid.area)

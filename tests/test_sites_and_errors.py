@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from catome_adapters import MergeRecipe, attach, find_sites
 from catome_core import AdaptiveMerge, CheckpointSchedule, TokenGrid, count_overflow, match_tokens, summarize
-from catome_core.cache import LADDER
+from catome_core.ladder import LADDER
 from models import anatomy, class_pipeline, controlnet, draw, noise, predict, sd_pipeline, sd_unet, sdxl_unet
 
 ONCE = CheckpointSchedule((0,), of=10)

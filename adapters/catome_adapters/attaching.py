@@ -1,0 +1,116 @@
+"""Attaching a recipe to a model: which sites, or why none."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from catome_adapters.hooks import SiteHooks
+from catome_adapters.recipe import RECIPES, MergeRecipe
+from catome_adapters.session import MergeSession
+from catome_adapters.sites import MergeSite, SkippedSite, denoiser, survey
+from catome_core.ladder import LADDER
+
+
+def attach(
+    model_or_pipeline: Any, recipe: MergeRecipe = RECIPES["default"], *, sites: Sequence[MergeSite] | None = None
+) -> MergeSession:
+    """Merge tokens in a diffusers pipeline or network from now on, until the session is detached.
+
+    Nothing is subclassed and no forward is replaced: the model gets plain forward hooks, the scheduler's
+    `set_timesteps` and `step` are listened to. The state_dict stays as it is. What was compiled
+    before is compiled anew, since compiled code does not look for new hooks.
+
+    Args:
+        model_or_pipeline: A diffusers pipeline with a UNet, or the network itself, compiled or not.
+        recipe: What to merge, where and when.
+        sites: Exactly these sites instead of those that `recipe.levels` chooses; with a ControlNet's encoder, say,
+            `sites=find_sites(pipe.unet) + find_sites(pipe.controlnet)`.
+
+    Returns:
+        The session.
+
+    Raises:
+        TypeError: If there is no network, or the recipe is none.
+        ValueError: If no site is found, or none at the chosen levels.
+        RuntimeError: If a site has a session already.
+
+    Examples:
+        >>> from catome_bench.pipeline import build_unet
+        >>> unet = build_unet()
+        >>> with attach(unet, RECIPES["paper"]) as session:
+        ...     print(len(session.sites))
+        3
+    """
+    if not isinstance(recipe, MergeRecipe):
+        raise TypeError(f"recipe is {recipe!r}; expected a MergeRecipe, such as one of RECIPES: {sorted(RECIPES)}")
+    places = survey(denoiser(model_or_pipeline)) if sites is None else list(sites)
+    skipped = [place for place in places if isinstance(place, SkippedSite)]
+    found = [place for place in places if isinstance(place, MergeSite)]
+    if not found:
+        raise ValueError(_nothing_found(model_or_pipeline, skipped))
+    _prepare_compiler(recipe)
+    chosen = _distinct(found) if sites is not None else _at_levels(found, recipe.levels)
+    _refuse_attached(chosen)
+    skipped += [_left_out(site, recipe) for site in found if site not in chosen]
+    return MergeSession(model_or_pipeline, recipe, chosen, skipped)
+
+
+def _left_out(site: MergeSite, recipe: MergeRecipe) -> SkippedSite:
+    return SkippedSite(site.name, f"level {site.level} is not chosen (levels={recipe.levels!r})")
+
+
+def _nothing_found(model: Any, skipped: Sequence[SkippedSite]) -> str:
+    reasons = "".join(f"\n  {place.name}: {place.reason}" for place in skipped)
+    return (
+        f"no place to merge tokens in {type(denoiser(model)).__name__}: looked for modules with `transformer_blocks` "
+        f"whose blocks have a self-attention `attn1`, inside down_blocks, mid_block and up_blocks{reasons}\n"
+        "pass sites=[MergeSite(...)] to say where its tokens are"
+    )
+
+
+def _at_levels(sites: Sequence[MergeSite], levels: str | tuple[int, ...]) -> list[MergeSite]:
+    known = sorted({site.level for site in sites})
+    wanted = {"auto": known[:1], "all": known}[levels] if isinstance(levels, str) else levels
+    if not wanted or set(wanted) - set(known):
+        raise ValueError(f"levels is {levels!r}; this model has self-attention at levels {known} (factors)")
+    return [site for site in sites if site.level in wanted]
+
+
+def _prepare_compiler(recipe: MergeRecipe) -> None:
+    """Dynamo does not guard on hooks: what was compiled without them would go on without them, silently.
+
+    And it gives up on code with more graphs than its limit: every rung takes two.
+    """
+    torch.compiler.reset()
+    if recipe.policy.capacity is None:
+        needed = 2 * (len(LADDER) + 1) + 8
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, needed)
+
+
+def _distinct(sites: Sequence[MergeSite]) -> list[MergeSite]:
+    """The sites of several networks, each with a name of its own.
+
+    Raises:
+        ValueError: If a block is among them twice.
+    """
+    blocks = [id(site.block) for site in sites]
+    twice = [site.name for site in sites if blocks.count(id(site.block)) > 1]
+    if twice:
+        raise ValueError(f"sites has {twice[0]} more than once; pass every site once")
+    seen: Counter[str] = Counter()
+    named = []
+    for site in sites:
+        seen[site.name] += 1
+        named.append(site if seen[site.name] == 1 else replace(site, name=f"{site.name} ({seen[site.name]})"))
+    return named
+
+
+def _refuse_attached(sites: Sequence[MergeSite]) -> None:
+    taken = [site.name for site in sites if SiteHooks.attached(site)]
+    if taken:
+        raise RuntimeError(f"{taken[0]} and {len(taken) - 1} more have a session already; call its detach() first")
