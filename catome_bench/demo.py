@@ -23,7 +23,7 @@ from catome_bench import figures
 from catome_bench.pipeline import ClassConditionalPipeline, load_shipped
 from catome_core import CheckpointSchedule, MergePlan, jaccard_distance
 
-CLASSES = ("cat", "coffee", "flower", "temple", "rocket", "astronaut")
+CLASSES = ("cat", "coffee", "flower", "temple", "rocket")
 
 
 class Drawing(NamedTuple):

@@ -91,6 +91,7 @@ RECIPES: Mapping[str, MergeRecipe] = MappingProxyType(
     {
         "default": MergeRecipe(AdaptiveMerge(spare="fill")),
         "paper": MergeRecipe(proportional=False),
+        "keys": MergeRecipe(AdaptiveMerge(spare="fill"), scope="keys"),
         "tomesd": MergeRecipe(
             AdaptiveMerge(threshold=-1, capacity=0.25, spare="fill", destination="random"),
             CheckpointSchedule.every(1, 50),
@@ -98,4 +99,5 @@ RECIPES: Mapping[str, MergeRecipe] = MappingProxyType(
         ),
     }
 )
-"""Recipes by name: "default"; "paper", to the letter; "tomesd", half of the tokens, matched anew at every step."""
+"""Recipes by name: "default"; "paper", to the letter; "keys", the closest to the unmerged picture; "tomesd", half of the
+tokens, matched anew at every step."""
