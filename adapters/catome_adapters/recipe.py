@@ -99,5 +99,5 @@ RECIPES: Mapping[str, MergeRecipe] = MappingProxyType(
         ),
     }
 )
-"""Recipes by name: "default"; "paper", to the letter; "keys", the closest to the unmerged picture; "tomesd", half of the
-tokens, matched anew at every step."""
+"""Recipes by name: "default"; "paper", to the letter; "keys", the closest to the unmerged picture; "tomesd", half of
+the tokens, matched anew at every step."""
