@@ -91,7 +91,7 @@ def test_what_is_no_model_is_refused(nonsense):
 
 @pytest.mark.parametrize("recipe", ["paper", AdaptiveMerge(), None])
 def test_what_is_no_recipe_is_refused(recipe):
-    with pytest.raises(TypeError, match=r"expected a MergeRecipe, such as one of RECIPES: \['default', 'paper'"):
+    with pytest.raises(TypeError, match=r"such as one of RECIPES: \['default', 'keys', 'paper'"):
         attach(sd_unet(), recipe)
 
 
