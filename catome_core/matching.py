@@ -60,8 +60,7 @@ def match_tokens(
         Match(score=tensor([[0.8000, 1.0000]]), target=tensor([[0, 1]]))
     """
     check_tokens(tokens, grid)
-    if radius is not None and radius < 0:
-        raise ValueError(f"radius is {radius}; expected 0 (own cell), a number of cells, or None (everywhere)")
+    check_radius(radius)
     if destinations is None:
         destinations = choose_destinations(grid, device=tokens.device)
     # Autocast would take the matrix product back to half precision.
@@ -146,6 +145,12 @@ def _join(pieces: list[Match], rows: _Rows, shared: bool) -> Match:
         batch = 1 if shared else len(rows.tokens)
         return Match(rows.scale.new_empty(batch, 0), rows.scale.new_empty(batch, 0, dtype=torch.int64))
     return Match(torch.cat([piece.score for piece in pieces], 1), torch.cat([piece.target for piece in pieces], 1))
+
+
+def check_radius(radius: int | None) -> None:
+    """Raise ValueError unless the radius is a number of cells or None."""
+    if radius is not None and radius < 0:
+        raise ValueError(f"radius is {radius}; expected 0 (own cell), a number of cells, or None (everywhere)")
 
 
 def check_tokens(tokens: Tensor, grid: TokenGrid) -> None:

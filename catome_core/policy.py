@@ -8,7 +8,7 @@ from typing import Literal
 from torch import Tensor
 
 from catome_core.grid import TokenGrid
-from catome_core.matching import Match, match_tokens
+from catome_core.matching import Match, check_radius, match_tokens
 from catome_core.planning import MergePlan, Spare, check_policy, plan_merge
 
 Destination = Literal["top-left", "random", "rotate"]
@@ -47,8 +47,7 @@ class AdaptiveMerge:
 
     def __post_init__(self) -> None:
         check_policy(self.threshold, self.capacity, self.spare)
-        if self.radius is not None and self.radius < 0:
-            raise ValueError(f"radius is {self.radius}; expected 0 (own cell), a number of cells, or None (everywhere)")
+        check_radius(self.radius)
         if self.destination not in ("top-left", "random", "rotate"):
             raise ValueError(f"destination is {self.destination!r}; expected 'top-left', 'random' or 'rotate'")
 

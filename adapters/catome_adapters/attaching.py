@@ -53,9 +53,9 @@ def attach(
     found = [place for place in places if isinstance(place, MergeSite)]
     if not found:
         raise ValueError(_nothing_found(model_or_pipeline, skipped))
-    _prepare_compiler(recipe)
     chosen = _distinct(found) if sites is not None else _at_levels(found, recipe.levels)
     _refuse_attached(chosen)
+    _prepare_compiler(recipe)
     skipped += [_left_out(site, recipe) for site in found if site not in chosen]
     return MergeSession(model_or_pipeline, recipe, chosen, skipped)
 
