@@ -58,7 +58,7 @@ def merge_map(picture: Tensor, history: Sequence[dict[str, MergePlan]]) -> plt.F
     axes[0, 0].set_title("finished picture")
     axes[1, 0].set_axis_off()
     for column, step in enumerate(steps, start=1):
-        plan = MergePlan(*(part[-1:].cpu() for part in history[step][site]))
+        plan = MergePlan(*(part[-1:].cpu() for part in history[step][site][:3]))
         averaged, kept = paint_plan(picture, plan)
         _show(axes[0, column], averaged)
         _show(axes[1, column], kept)

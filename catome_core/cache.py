@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from catome_core.grid import TokenGrid, choose_destinations
 from catome_core.ladder import LADDER, choose_rung
 from catome_core.matching import Match, check_tokens
-from catome_core.planning import MergePlan, count_overflow, wanted_places
+from catome_core.places import first_places, next_places
+from catome_core.planning import MergePlan, Route, count_overflow, find_route, wanted_places
 from catome_core.policy import AdaptiveMerge
 
 
@@ -56,6 +57,9 @@ class PairCache(nn.Module):
     slot: Tensor
     size: Tensor
     anchor: Tensor
+    rows: Tensor
+    starts: Tensor
+    back: Tensor
     score: Tensor
     target: Tensor
     places: Tensor
@@ -74,7 +78,7 @@ class PairCache(nn.Module):
         self.filled = False
         self._refresh = True
         self.capacity = policy.capacity
-        for name in ("slot", "size", "anchor", "target", "places", "destinations"):
+        for name in ("slot", "size", "anchor", "rows", "starts", "back", "target", "places", "destinations"):
             self.register_buffer(name, torch.empty(0, dtype=torch.int64), persistent=False)
         self.register_buffer("score", torch.empty(0), persistent=False)
 
@@ -90,7 +94,7 @@ class PairCache(nn.Module):
     @refresh.setter
     def refresh(self, value: bool) -> None:
         if value and self.filled:
-            self._advance_places()
+            self.places.copy_(next_places(self.policy.destination, self.places))
         self._refresh = value
 
     def forward(self, tokens: Tensor, grid: TokenGrid) -> MergePlan:
@@ -115,8 +119,10 @@ class PairCache(nn.Module):
         Raises:
             RuntimeError: If nothing is stored.
         """
-        slots = self._known_grid().tokens - self._known_grid().sources + self._known_grid().places(self.capacity)
-        return MergePlan(self.slot, self.size[:, :slots], self.anchor[:, :slots])
+        key = self._known_key()
+        slots = key.grid.slots(self.capacity)
+        route = Route(self.rows, self.starts[: key.batch * slots], self.back)
+        return MergePlan(self.slot, self.size[:, :slots], self.anchor[:, :slots], route)
 
     def match(self) -> Match:
         """The match of the last recompute, from which `fit` rebuilds the plan."""
@@ -137,9 +143,10 @@ class PairCache(nn.Module):
         plans = 1 if self.policy.shared else batch
         index = {"dtype": torch.int64, "device": device}
         self.slot, self.size, self.anchor = (torch.zeros(plans, grid.tokens, **index) for _ in range(3))
+        self.rows, self.starts, self.back = (torch.zeros(batch * grid.tokens, **index) for _ in range(3))
         self.score = torch.zeros(plans, grid.sources, device=device)
         self.target = torch.zeros(plans, grid.sources, **index)
-        self.places = self._first_places(grid, device)
+        self.places = first_places(self.policy.destination, self.seed, grid, device)
         self.destinations = choose_destinations(grid, self.places)
         self.key = PlanKey(batch, grid, device, dtype)
         self.filled, self.capacity = False, self.policy.capacity
@@ -173,31 +180,31 @@ class PairCache(nn.Module):
         Raises:
             RuntimeError: If no plan is stored.
         """
-        rung = choose_rung(ladder, int(self.demand()), self._known_grid())
+        rung = choose_rung(ladder, int(self.demand()), self._known_key().grid)
         self.use_capacity(rung)
         return rung
 
     def use_capacity(self, capacity: float) -> None:
         """Rebuild the stored plan at this capacity, and keep to it."""
-        grid = self._known_grid()
+        grid = self._known_key().grid
         self.capacity = capacity
         self._write(self.policy.plan(self.match(), grid, capacity, self.destinations))
 
     def demand(self) -> Tensor:
         """Places that the neediest sample of the stored match wants: int64, 0-d, on the device."""
-        self._known_grid()
+        self._known_key()
         return wanted_places(self.match(), self.policy.threshold).amax()
 
     def overflow(self) -> Tensor:
         """Sources (batch,) that the stored plan merges for want of places: see `count_overflow`."""
-        grid = self._known_grid()
+        grid = self._known_key().grid
         return count_overflow(self.match(), grid, threshold=self.policy.threshold, capacity=self.capacity)
 
     def reset(self) -> None:
         """Forget the plan and the fitted capacity; the next call recomputes. Random destinations begin anew."""
         self._refresh, self.filled, self.capacity = True, False, self.policy.capacity
         if self.key is not None:
-            self.places.copy_(self._first_places(self.key.grid, self.key.device))
+            self.places.copy_(first_places(self.policy.destination, self.seed, self.key.grid, self.key.device))
 
     def extra_repr(self) -> str:
         """Shown by `print`."""
@@ -216,10 +223,13 @@ class PairCache(nn.Module):
         return match, self.policy.plan(match, grid, self.capacity, destinations)
 
     def _write(self, plan: MergePlan) -> None:
-        slots = plan.size.shape[1]
+        slots, route = plan.size.shape[1], find_route(plan, len(self.back) // self.slot.shape[1])
         self.slot.copy_(plan.slot)
         self.size[:, :slots].copy_(plan.size)
         self.anchor[:, :slots].copy_(plan.anchor)
+        self.rows.copy_(route.rows)
+        self.starts[: len(route.starts)].copy_(route.starts)
+        self.back.copy_(route.back)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PairCache:
         """A cast of the module is not for the scores, which stay float32."""
@@ -228,24 +238,7 @@ class PairCache(nn.Module):
         self.score = score.to(self.slot.device)
         return self
 
-    def _first_places(self, grid: TokenGrid, device: torch.device) -> Tensor:
-        cells = torch.arange(grid.destinations, device=device)
-        return _scramble(cells + self.seed) if self.policy.destination == "random" else torch.zeros_like(cells)
-
-    def _advance_places(self) -> None:
-        if self.policy.destination == "rotate":
-            self.places.add_(1)
-        if self.policy.destination == "random":
-            self.places.copy_(_scramble(self.places + 1))
-
-    def _known_grid(self) -> TokenGrid:
+    def _known_key(self) -> PlanKey:
         if self.key is None or not self.filled:
             raise RuntimeError("the cache holds no plan; call it with tokens first")
-        return self.key.grid
-
-
-def _scramble(numbers: Tensor) -> Tensor:
-    """Mix the bits of int64 numbers below 2**31 (an integer hash): random without a generator in the graph."""
-    for _ in range(2):
-        numbers = ((numbers >> 16) ^ numbers) * 0x45D9F3B & 0x7FFFFFFF
-    return (numbers >> 16) ^ numbers
+        return self.key

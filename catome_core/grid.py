@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, prod
 
 import torch
 from torch import Tensor
+
+Coordinates = tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,10 @@ class TokenGrid:
         # 0.55 * 100 is 55.000000000000007 in floats, and means 55.
         return min(self.sources, ceil(round(capacity * self.area, 6)))
 
+    def slots(self, capacity: float | None) -> int:
+        """Length of the merged sequence at a capacity: prefix, destinations and kept places."""
+        return self.prefix + self.destinations + self.places(capacity)
+
 
 def choose_destinations(
     grid: TokenGrid,
@@ -114,13 +121,13 @@ def choose_destinations(
     if isinstance(places, Tensor):
         device = places.device if device is None else device
         places = places.to(device)
-    corners, extents = _cell_corners(grid, device), _cell_extents(grid, device)
-    place = places % extents.prod(-1)
-    offsets = []
-    for extent in reversed(extents.unbind(-1)):
-        offsets.append(place % extent)
-        place = place // extent
-    return flatten(grid.shape, corners + torch.stack(offsets[::-1], -1))
+    cells = unflatten(grid.cells, torch.arange(grid.destinations, device=device))
+    corners = [cell * step for cell, step in zip(cells, grid.steps, strict=True)]
+    # Partial cells are smaller; all in Python numbers, since a tensor made of them would be copied to the device.
+    measures = zip(grid.shape, corners, grid.steps, strict=True)
+    extents = [(length - corner).clamp_max(step) for length, corner, step in measures]
+    offsets = unflatten(extents, places)
+    return flatten(grid.shape, [corner + offset for corner, offset in zip(corners, offsets, strict=True)])
 
 
 def source_positions(grid: TokenGrid, destinations: Tensor) -> Tensor:
@@ -130,28 +137,18 @@ def source_positions(grid: TokenGrid, destinations: Tensor) -> Tensor:
     return taken.to(torch.uint8).argsort(stable=True)[: grid.sources]
 
 
-def unflatten(shape: tuple[int, ...], index: Tensor) -> Tensor:
-    """Raster index (...) to coordinates (..., dimensions)."""
+def unflatten(shape: Sequence[int | Tensor], index: Tensor | int) -> Coordinates:
+    """Raster index (...) to coordinates (...) along each dimension; an index beyond the end begins anew."""
     coordinates = []
     for length in reversed(shape):
         coordinates.append(index % length)
         index = index // length
-    return torch.stack(coordinates[::-1], -1)
+    return tuple(coordinates[::-1])
 
 
-def flatten(shape: tuple[int, ...], coordinates: Tensor) -> Tensor:
-    """Coordinates (..., dimensions) to raster index (...)."""
-    index = coordinates[..., 0]
-    for dimension, length in enumerate(shape[1:], start=1):
-        index = index * length + coordinates[..., dimension]
+def flatten(shape: Sequence[int], coordinates: Sequence[Tensor]) -> Tensor:
+    """Coordinates (...) along each dimension to raster index (...)."""
+    index = coordinates[0]
+    for length, coordinate in zip(shape[1:], coordinates[1:], strict=True):
+        index = index * length + coordinate
     return index
-
-
-def _cell_corners(grid: TokenGrid, device: torch.device | str | None) -> Tensor:
-    steps = torch.tensor(grid.steps, device=device)
-    return unflatten(grid.cells, torch.arange(grid.destinations, device=device)) * steps
-
-
-def _cell_extents(grid: TokenGrid, device: torch.device | str | None) -> Tensor:
-    steps, shape = torch.tensor(grid.steps, device=device), torch.tensor(grid.shape, device=device)
-    return torch.minimum(steps, shape - _cell_corners(grid, device))

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import product
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from catome_core.grid import TokenGrid, choose_destinations, flatten, source_positions, unflatten
-
-# The similarity matrix exists in pieces of at most this many numbers per sample: 16 MiB in float32.
-CHUNK = 2**22
-NORM_FLOOR = 1e-12
+from catome_core import similarity
+from catome_core.grid import TokenGrid, choose_destinations, source_positions
+from catome_core.neighbours import match_nearby
+from catome_core.similarity import UnitRows, compare
 
 
 class Match(NamedTuple):
@@ -40,6 +38,8 @@ def match_tokens(
 
     Similarity is the cosine, accumulated in float32 whatever the dtype of `tokens`, each sample by itself. A zero token
     has similarity 0 with everything; a token with a NaN or infinite entry is never more similar than -1.
+    The similarity matrix exists in pieces only: beyond a few numbers a token, matching takes less than 64 MiB, whatever
+    the size. With a radius, time grows as tokens x window.
 
     Args:
         tokens: (batch, tokens, channels), any float dtype.
@@ -70,81 +70,41 @@ def match_tokens(
 
 def _match(tokens: Tensor, grid: TokenGrid, radius: int | None, shared: bool, destinations: Tensor) -> Match:
     sources = source_positions(grid, destinations)
-    wide = torch.promote_types(tokens.dtype, torch.float32)
-    norms = torch.linalg.vector_norm(tokens, dim=-1, dtype=wide).float()
-    finite = norms.isfinite()
-    scale = (1 / norms.clamp_min(NORM_FLOOR)).where(finite, 0)
-    rows = _Rows(tokens, scale, grid.prefix)
-    if radius is None:
-        best = _match_everywhere(rows, sources, destinations, shared)
+    rows = UnitRows.of(tokens, grid.prefix)
+    if radius is None or radius + 1 >= max(grid.cells):
+        score, target = _match_everywhere(rows, sources, destinations, shared)
     else:
-        best = _match_nearby(rows, grid, sources, destinations, radius, shared)
-    usable = finite.all(0, keepdim=True) if shared else finite
-    usable = usable[:, grid.prefix :]
-    both = usable[:, sources] & usable[:, destinations].gather(1, best.target)
-    return Match(best.score.clamp(-1, 1).where(both, -1), best.target)
+        score, target = match_nearby(rows, grid, sources, destinations, radius, shared)
+    usable = rows.usable(sources), rows.usable(destinations)
+    of_source, of_target = (part.all(0, keepdim=True) for part in usable) if shared else usable
+    return Match(score.clamp(-1, 1).where(of_source & of_target.gather(1, target), -1), target)
 
 
-class _Rows(NamedTuple):
-    """Unit vectors on demand: no float32 copy of all tokens ever exists."""
-
-    tokens: Tensor
-    scale: Tensor
-    prefix: int
-
-    def __call__(self, positions: Tensor) -> Tensor:
-        scale = self.scale[:, self.prefix + positions, None]
-        return (self.tokens[:, self.prefix + positions].float() * scale).where(scale > 0, 0)
+def _match_everywhere(rows: UnitRows, sources: Tensor, destinations: Tensor, shared: bool) -> Match:
+    """Pieces of the matrix, at most CHUNK numbers each, and so the rows that they are products of."""
+    batch, _, channels = rows.tokens.shape
+    room = similarity.CHUNK // batch
+    wide = max(1, min(len(destinations), room // channels))
+    high = max(1, room // max(channels, wide))
+    bands = [_best_of_band(rows, band, destinations.split(wide), shared) for band in sources.split(high)]
+    return Match(*(torch.cat(parts, 1) for parts in zip(*bands, strict=True)))
 
 
-def _match_everywhere(rows: _Rows, sources: Tensor, destinations: Tensor, shared: bool) -> Match:
-    columns = rows(destinations).transpose(1, 2)
-    chunks = _chunks(sources, CHUNK // len(destinations))
-    pieces = [Match(*_mean_if(shared, rows(chunk) @ columns).max(-1)) for chunk in chunks]
-    return _join(pieces, rows, shared)
+def _best_of_band(rows: UnitRows, sources: Tensor, pieces: Sequence[Tensor], shared: bool) -> Match:
+    unit, first = rows(sources), 0
+    best = None
+    for piece in pieces:
+        score, target = compare(unit, rows(piece), shared).max(-1)
+        found = Match(score, target + first)
+        best = found if best is None else _better(found, best)
+        first += len(piece)
+    assert best is not None
+    return best
 
 
-def _match_nearby(
-    rows: _Rows, grid: TokenGrid, sources: Tensor, destinations: Tensor, radius: int, shared: bool
-) -> Match:
-    """Walk over the window one neighbouring cell at a time: time and memory grow with tokens x window."""
-    columns = rows(destinations)
-    pieces = []
-    for chunk in _chunks(sources, CHUNK // rows.tokens.shape[-1]):
-        unit = rows(chunk)
-        home = unflatten(grid.shape, chunk) // torch.tensor(grid.steps, device=chunk.device)
-        pieces.append(_best_of_window(unit, columns, grid, home, radius, shared))
-    return _join(pieces, rows, shared)
-
-
-def _best_of_window(unit: Tensor, columns: Tensor, grid: TokenGrid, home: Tensor, radius: int, shared: bool) -> Match:
-    limits = torch.tensor(grid.cells, device=home.device)
-    score = unit.new_full((1 if shared else len(unit), len(home)), -torch.inf)
-    target = torch.zeros_like(score, dtype=torch.int64)
-    reach = [min(radius, cells - 1) for cells in grid.cells]
-    for offset in product(*(range(-far, far + 1) for far in reach)):
-        cell = home + torch.tensor(offset, device=home.device)
-        inside = ((cell >= 0) & (cell < limits)).all(-1)
-        index = flatten(grid.cells, cell.clamp_min(0).minimum(limits - 1))
-        similarity = _mean_if(shared, (unit * columns[:, index]).sum(-1))
-        better = inside & (similarity > score)
-        score, target = similarity.where(better, score), index.where(better, target)
-    return Match(score, target)
-
-
-def _chunks(positions: Tensor, rows: int) -> Iterator[Tensor]:
-    return iter(positions.split(max(1, rows)))
-
-
-def _mean_if(shared: bool, similarity: Tensor) -> Tensor:
-    return similarity.mean(0, keepdim=True) if shared else similarity
-
-
-def _join(pieces: list[Match], rows: _Rows, shared: bool) -> Match:
-    if not pieces:
-        batch = 1 if shared else len(rows.tokens)
-        return Match(rows.scale.new_empty(batch, 0), rows.scale.new_empty(batch, 0, dtype=torch.int64))
-    return Match(torch.cat([piece.score for piece in pieces], 1), torch.cat([piece.target for piece in pieces], 1))
+def _better(new: Match, old: Match) -> Match:
+    wins = new.score > old.score
+    return Match(new.score.where(wins, old.score), new.target.where(wins, old.target))
 
 
 def check_radius(radius: int | None) -> None:

@@ -14,6 +14,20 @@ from catome_core.matching import Match
 Spare = Literal["pad", "fill"]
 
 
+class Route(NamedTuple):
+    """A plan turned round: where merging and unmerging read, all samples of the batch laid end to end.
+
+    Attributes:
+        rows: int64 (batch * tokens,), the tokens slot by slot.
+        starts: int64 (batch * slots,), where the tokens of each slot begin in `rows`.
+        back: int64 (batch * tokens,), the slot of each token.
+    """
+
+    rows: Tensor
+    starts: Tensor
+    back: Tensor
+
+
 class MergePlan(NamedTuple):
     """A function from tokens to slots. Slots are the prefix tokens, then the destinations, then the kept places.
 
@@ -21,11 +35,13 @@ class MergePlan(NamedTuple):
         slot: int64 (batch, tokens), the slot that each token is averaged into.
         size: int64 (batch, slots), tokens per slot; 0 marks padding.
         anchor: int64 (batch, slots), the token whose position the slot carries; 0 in padding.
+        route: The index work of `merge` and `unmerge`, where somebody has done it in advance (`PairCache` does).
     """
 
     slot: Tensor
     size: Tensor
     anchor: Tensor
+    route: Route | None = None
 
 
 def plan_merge(
@@ -59,8 +75,9 @@ def plan_merge(
 
     Examples:
         >>> match = Match(torch.tensor([[0.9, 0.2]]), torch.tensor([[0, 1]]))
-        >>> plan_merge(match, TokenGrid((1, 4)), threshold=0.7)
-        MergePlan(slot=tensor([[0, 0, 1, 2]]), size=tensor([[2, 1, 1, 0]]), anchor=tensor([[0, 2, 3, 0]]))
+        >>> slot, size, anchor, _ = plan_merge(match, TokenGrid((1, 4)), threshold=0.7)
+        >>> slot, size, anchor
+        (tensor([[0, 0, 1, 2]]), tensor([[2, 1, 1, 0]]), tensor([[0, 2, 3, 0]]))
     """
     _check(match, grid, threshold, capacity, spare)
     places = grid.places(capacity)
@@ -110,6 +127,23 @@ def _lay_out(target: Tensor, kept: Tensor, grid: TokenGrid, places: int, destina
     # One place too many takes the anchors of merged sources and is cut off.
     anchors = target.new_zeros(batch, places + 1).scatter(1, place.where(kept, places), sources.expand(batch, -1))
     return MergePlan(slot, size, torch.cat([fixed.expand(batch, -1), anchors[:, :places]], 1))
+
+
+def find_route(plan: MergePlan, batch: int) -> Route:
+    """Turn a plan round for a batch of so many samples; a plan of batch 1 serves them all.
+
+    Examples:
+        >>> plan = MergePlan(torch.tensor([[0, 1, 0]]), torch.tensor([[2, 1]]), torch.tensor([[0, 1]]))
+        >>> route = find_route(plan, 2)
+        >>> route.rows.tolist(), route.starts.tolist(), route.back.tolist()
+        ([0, 2, 1, 3, 5, 4], [0, 2, 3, 5], [0, 1, 0, 2, 3, 2])
+    """
+    tokens, slots = plan.slot.shape[1], plan.size.shape[1]
+    sample = torch.arange(batch, device=plan.slot.device)[:, None]
+    # A stable order makes sums the same from run to run.
+    rows = plan.slot.argsort(dim=-1, stable=True) + sample * tokens
+    starts = plan.size.cumsum(-1) - plan.size + sample * tokens
+    return Route(rows.flatten(), starts.flatten(), (plan.slot + sample * slots).flatten())
 
 
 def _check(match: Match, grid: TokenGrid, threshold: float, capacity: float | None, spare: str) -> None:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from torch import Tensor
 
 from catome_core.grid import TokenGrid
 from catome_core.matching import Match, check_radius, match_tokens
+from catome_core.places import Destination
 from catome_core.planning import MergePlan, Spare, check_policy, plan_merge
-
-Destination = Literal["top-left", "random", "rotate"]
 
 
 @dataclass(frozen=True)

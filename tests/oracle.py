@@ -100,6 +100,14 @@ def kept_places(grid, capacity: float | None) -> int:
     return available if capacity is None else min(available, ceil(round(capacity * prod(grid.shape), 6)))
 
 
+def rung(grid, capacity: float) -> int:
+    """The capacity's places, and more until the slots are a multiple of 8, as long as there are sources for them."""
+    places, chosen = kept_places(grid, capacity), destinations(grid)
+    while (grid.prefix + len(chosen) + places) % 8 and places < len(sources(grid, chosen)):
+        places += 1
+    return places
+
+
 def wanted(scores: list[float], threshold: float) -> int:
     """How many sources are not similar enough to merge."""
     return sum(score <= threshold for score in scores)

