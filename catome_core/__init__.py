@@ -1,5 +1,6 @@
 """Cached Adaptive Token Merging as pure tensor operations: static shapes, and no state but the cache."""
 
+from catome_core.attending import attend_without_mask
 from catome_core.block import MergedBlock
 from catome_core.cache import PairCache
 from catome_core.grid import TokenGrid, choose_destinations
@@ -20,6 +21,7 @@ __all__ = [
     "PairCache",
     "PlanSummary",
     "TokenGrid",
+    "attend_without_mask",
     "attention_bias",
     "choose_destinations",
     "count_overflow",
