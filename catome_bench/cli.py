@@ -9,11 +9,17 @@ import torch
 import typer
 
 from catome_adapters import RECIPES
+from catome_bench.bench import bench
+from catome_bench.calibrate import calibrate
 from catome_bench.demo import run_demo
+from catome_bench.plan import plan
 from catome_bench.train import train
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Cached adaptive token merging, shown on a model.")
 app.command()(train)
+app.command()(bench)
+app.command()(calibrate)
+app.command()(plan)
 
 
 @app.command()

@@ -67,7 +67,7 @@ class Artist:
     def record(self, name: str, seed: int, recipe: MergeRecipe) -> list[dict[str, MergePlan]]:
         """The pairs above the threshold at every site and step, recomputed at all of them (paper, Fig. 4)."""
         policy = replace(recipe.policy, capacity=1.0, spare="pad")
-        every = replace(recipe, policy=policy, schedule=CheckpointSchedule.every(1, self.steps))
+        every = replace(recipe, policy=policy, schedule=CheckpointSchedule.every(1, self.steps), levels="top")
         history: list[dict[str, MergePlan]] = []
         with attach(self.pipeline, every) as session:
             handle = self.pipeline.unet.register_forward_hook(lambda *_: history.append(session.plans()))

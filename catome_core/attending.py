@@ -20,9 +20,9 @@ def attend_without_mask(
 ) -> Tensor:
     """Scaled dot-product attention that sees no padding and, if asked, weighs every key by the tokens it stands for.
 
-    What a mask would add to the scores of a key, `attention_bias`, is an inner product as well: of a channel that is 1 in
-    every query and bias / scale in the key. So the bias travels in channels of their own, and flash attention and other
-    kernels that refuse masks give the same result. On CPU a mask is faster: use `attention_bias` there.
+    What a mask would add to the scores of a key, `attention_bias`, is an inner product as well: of a channel that is 1
+    in every query and bias / scale in the key. So the bias travels in channels of its own, and flash attention and
+    other kernels that refuse masks give the same result. On CPU a mask is faster: use `attention_bias` there.
 
     Args:
         query: (batch, heads, queries, channels).

@@ -18,16 +18,24 @@ policies = st.builds(AdaptiveMerge, thresholds, capacities, radii, spares, st.bo
 schedules = st.integers(1, 60).flatmap(
     lambda of: st.builds(CheckpointSchedule, st.lists(st.integers(0, of - 1)).map(tuple), st.just(of))
 )
+scopes = st.sampled_from(["attention", "keys", "block"]).flatmap(
+    lambda scope: st.tuples(st.just(scope), st.integers(1, 4 if scope == "block" else 1))
+)
+parts = st.lists(st.floats(0, 1), min_size=2, max_size=2, unique=True).map(lambda part: tuple(sorted(part)))
 recipes = st.builds(
-    MergeRecipe,
+    lambda scope, *values, **options: MergeRecipe(*values, scope=scope[0], segment=scope[1], **options),
+    scopes,
     policies,
     schedules,
-    st.sampled_from(["attention", "keys", "block"]),
-    st.booleans(),
-    st.sampled_from(["auto", "all"]) | st.lists(st.sampled_from([1, 2, 4, 8]), unique=True).map(tuple),
-    st.integers(1, 4),
-    seeds,
+    proportional=st.booleans(),
+    levels=st.sampled_from(["auto", "top", "all"]) | st.lists(st.sampled_from([1, 2, 4, 8]), unique=True).map(tuple),
+    stride=st.integers(1, 4),
+    seed=seeds,
+    metric=st.sampled_from(["input", "output"]),
+    during=parts,
 )
+NEW = ("metric", "segment", "during")
+FIELDS = ("policy", "schedule", "scope", "proportional", "levels", "stride", "seed", *NEW)
 
 
 @given(recipes)
@@ -36,7 +44,14 @@ def test_recipe_travels_as_json(recipe):
     back = MergeRecipe.from_json(text)
     assert back == recipe and hash(back) == hash(recipe)
     assert back.to_json() == text
-    assert set(json.loads(text)) == {"policy", "schedule", "scope", "proportional", "levels", "stride", "seed"}
+    assert tuple(json.loads(text)) == FIELDS
+
+
+def test_recipe_saved_before_the_later_fields_has_their_defaults():
+    values = json.loads(MergeRecipe(scope="block").to_json())
+    saved = json.dumps({name: values[name] for name in FIELDS if name not in NEW})
+    assert MergeRecipe.from_json(saved) == MergeRecipe(scope="block")
+    assert [getattr(MergeRecipe(), name) for name in NEW] == ["input", 1, (0.0, 1.0)]
 
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
@@ -48,8 +63,19 @@ def test_every_named_recipe_travels_as_json(recipe):
     ("field", "value", "expected"),
     [
         ("scope", "heads", r"scope is 'heads'; expected one of \('attention', 'keys', 'block'\)"),
-        ("levels", "top", r"levels is 'top'; expected 'auto', 'all' or factors such as \(1, 2\)"),
+        ("levels", "best", r"levels is 'best'; expected one of \('auto', 'top', 'all'\) or factors such as \(1, 2\)"),
         ("stride", 0, "stride is 0; expected a positive number"),
+        ("metric", "keys", r"metric is 'keys'; expected one of \('input', 'output'\)"),
+        ("segment", 0, "segment is 0; expected a number of blocks"),
+        ("segment", 1.5, "segment is 1.5; expected a number of blocks"),
+        ("segment", 2, "segment is 2 with scope='attention'.*use scope='block', or segment=1"),
+        ("during", [0.5, 0.5], r"during is \[0.5, 0.5\]; expected two rising fractions"),
+        ("during", [0.8, 0.2], "expected two rising fractions"),
+        ("during", [-0.1, 1], "expected two rising fractions"),
+        ("during", [0, 1.1], "expected two rising fractions"),
+        ("during", [float("nan"), 1], "expected two rising fractions"),
+        ("during", [0.5], "expected two rising fractions"),
+        ("during", 0.5, "expected two rising fractions"),
         ("policy", {"capacity": 1.5}, "capacity is 1.5; expected a fraction"),
         ("policy", {"spare": "drop"}, "spare is 'drop'; expected 'pad'"),
         ("policy", {"radius": -1}, "radius is -1"),
@@ -117,7 +143,7 @@ def test_paper_is_the_paper_to_the_letter():
     assert paper.policy == AdaptiveMerge(threshold=0.7, capacity=None, radius=None, spare="pad", destination="top-left")
     assert not paper.policy.shared
     assert paper.schedule == PAPER_SCHEDULES["config_3"]
-    assert (paper.scope, paper.proportional, paper.levels, paper.stride) == ("attention", False, "auto", 2)
+    assert (paper.scope, paper.proportional, paper.levels, paper.stride) == ("attention", False, "top", 2)
 
 
 def test_default_is_what_attach_does():

@@ -9,7 +9,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from catome_adapters import MergeRecipe, attach, find_sites
-from catome_core import AdaptiveMerge, CheckpointSchedule, MergePlan, merge, unmerge
+from catome_core import AdaptiveMerge, CheckpointSchedule, MergePlan, gather_anchors, merge, unmerge
 from models import SUBJECTS, CountingMerge, anatomy, noise, predict, sd_unet
 
 SCOPES = ("attention", "keys", "block")
@@ -46,16 +46,20 @@ def recipe(variant) -> MergeRecipe:
 def test_report_names_every_block_attached_or_not(subject):
     blocks = {name for name, module in subject.network.named_modules() if isinstance(module, BasicTransformerBlock)}
     with attach(subject.source) as session:
-        attached, _, left_out = session.report().partition("not attached")
+        attached, _, left_out = session.report().partition("not attached, level")
         names = {site.name for site in session.sites}
         assert set() < names < blocks
-        assert all(f"{name}: level" in attached for name in names)
-        assert all(
-            f"{name}: level" in left_out and "is not chosen (levels='auto')" in left_out for name in blocks - names
-        )
-        assert "not run yet" in attached
+        assert hosts(attached) == hosts(names) and hosts(left_out) == hosts(blocks - names)
+        assert "is not chosen (levels='auto')" in left_out
+        assert "attached, not run yet" in attached
         subject.run(session)
-        assert "tokens (" in session.report() and "not run yet" not in session.report()
+        assert "figures of the last call" in session.report() and "not run yet" not in session.report()
+
+
+def hosts(names: str | set[str]) -> set[str]:
+    """The transformers that hold the named blocks, or that a text names."""
+    words = names.split() if isinstance(names, str) else names
+    return {word.partition(".transformer_blocks")[0] for word in words if ".attentions." in word}
 
 
 def test_threshold_one_is_the_unpatched_model_bit_by_bit(subject, variant):
@@ -224,7 +228,8 @@ def block_by_hand(block: nn.Module, tokens: Tensor, text: Tensor, plan: MergePla
     normed = block.norm1(tokens)
     short = merge(normed, plan)
     if scope == "keys":
-        return rest(block, tokens, attend(block.attn1, normed, short, bias), text)
+        anchors = gather_anchors(normed, plan)
+        return rest(block, tokens, attend(block.attn1, normed, short, bias, keys=anchors), text)
     return rest(block, tokens, unmerge(attend(block.attn1, short, short, bias), plan), text)
 
 
@@ -233,8 +238,8 @@ def plain_block(block: nn.Module, tokens: Tensor, text: Tensor) -> Tensor:
     return rest(block, tokens, attend(block.attn1, normed, normed, torch.zeros(())), text)
 
 
-def attend(attention: nn.Module, queries: Tensor, keys: Tensor, bias: Tensor) -> Tensor:
-    projected = attention.to_q(queries), attention.to_k(keys), attention.to_v(keys)
+def attend(attention: nn.Module, queries: Tensor, values: Tensor, bias: Tensor, keys: Tensor | None = None) -> Tensor:
+    projected = attention.to_q(queries), attention.to_k(values if keys is None else keys), attention.to_v(values)
     query, key, value = (rearrange(part, "b n (h d) -> b h n d", h=attention.heads) for part in projected)
     weights = (query @ key.mT / query.shape[-1] ** 0.5 + bias).softmax(-1)
     return attention.to_out[0](rearrange(weights @ value, "b h n d -> b n (h d)"))

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 
 from catome_adapters.hooks import SiteHooks
+from catome_adapters.prediction import LevelGain, predict_levels, winning_levels
 from catome_adapters.recipe import RECIPES, MergeRecipe
 from catome_adapters.session import MergeSession
 from catome_adapters.sites import MergeSite, SkippedSite, denoiser, survey
@@ -24,6 +26,9 @@ def attach(
     Nothing is subclassed and no forward is replaced: the model gets plain forward hooks, the scheduler's
     `set_timesteps` and `step` are listened to. The state_dict stays as it is. What was compiled
     before is compiled anew, since compiled code does not look for new hooks.
+
+    With `levels="auto"` the attach is where merging is predicted to gain at the model's default size, and a call at a
+    size where a site would lose leaves that site's tokens whole. Where nothing gains, a warning says so.
 
     Args:
         model_or_pipeline: A diffusers pipeline with a UNet, or the network itself, compiled or not.
@@ -53,15 +58,34 @@ def attach(
     found = [place for place in places if isinstance(place, MergeSite)]
     if not found:
         raise ValueError(_nothing_found(model_or_pipeline, skipped))
-    chosen = _distinct(found) if sites is not None else _at_levels(found, recipe.levels)
+    gains = predict_levels(found, recipe) if sites is None and recipe.levels == "auto" else {}
+    chosen = _distinct(found) if sites is not None else _at_levels(found, recipe.levels, gains)
     _refuse_attached(chosen)
+    if gains and not winning_levels(gains):
+        _warn_of_loss(chosen, gains)
     _prepare_compiler(recipe)
-    skipped += [_left_out(site, recipe) for site in found if site not in chosen]
+    skipped += [_left_out(site, recipe, gains) for site in found if site not in chosen]
     return MergeSession(model_or_pipeline, recipe, chosen, skipped)
 
 
-def _left_out(site: MergeSite, recipe: MergeRecipe) -> SkippedSite:
-    return SkippedSite(site.name, f"level {site.level} is not chosen (levels={recipe.levels!r})")
+def _left_out(site: MergeSite, recipe: MergeRecipe, gains: Mapping[int, LevelGain]) -> SkippedSite:
+    reason = f"level {site.level} is not chosen (levels={recipe.levels!r})"
+    if site.level in gains:
+        level = gains[site.level]
+        too_little = ", less than a quarter of the best level's gain" if level.gain > 0 else ""
+        reason += f": {level} a call of the network{too_little}"
+    return SkippedSite(site.name, reason, site)
+
+
+def _warn_of_loss(sites: Sequence[MergeSite], gains: Mapping[int, LevelGain]) -> None:
+    level = sites[0].level
+    tokens = " x ".join(map(str, sites[0].shape or ()))
+    warnings.warn(
+        f"merging is predicted to lose time at the model's default size: level {level}, {len(sites)} sites of {tokens} "
+        f"tokens, {gains[level]} a call of the network. It stays attached, and merges in calls whose size gains. "
+        'Draw larger pictures, merge more (scope="block"), recompute less often, or merge anyway: levels="top"',
+        stacklevel=3,
+    )
 
 
 def _nothing_found(model: Any, skipped: Sequence[SkippedSite]) -> str:
@@ -73,9 +97,12 @@ def _nothing_found(model: Any, skipped: Sequence[SkippedSite]) -> str:
     )
 
 
-def _at_levels(sites: Sequence[MergeSite], levels: str | tuple[int, ...]) -> list[MergeSite]:
+def _at_levels(
+    sites: Sequence[MergeSite], levels: str | tuple[int, ...], gains: Mapping[int, LevelGain]
+) -> list[MergeSite]:
     known = sorted({site.level for site in sites})
-    wanted = {"auto": known[:1], "all": known}[levels] if isinstance(levels, str) else levels
+    named = {"auto": winning_levels(gains) or known[:1], "top": known[:1], "all": known}
+    wanted = named[levels] if isinstance(levels, str) else levels
     if not wanted or set(wanted) - set(known):
         raise ValueError(f"levels is {levels!r}; this model has self-attention at levels {known} (factors)")
     return [site for site in sites if site.level in wanted]

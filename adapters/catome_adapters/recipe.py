@@ -6,12 +6,15 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
-from typing import Literal
+from typing import Literal, get_args
 
 from catome_core import PAPER_SCHEDULES, AdaptiveMerge, CheckpointSchedule, TokenGrid
 
 Scope = Literal["attention", "keys", "block"]
-SCOPES = ("attention", "keys", "block")
+Metric = Literal["input", "output"]
+SCOPES: tuple[Scope, ...] = get_args(Scope)
+METRICS: tuple[Metric, ...] = get_args(Metric)
+LEVELS = ("auto", "top", "all")
 
 
 @dataclass(frozen=True)
@@ -22,13 +25,20 @@ class MergeRecipe:
         policy: How tokens are matched and merged. With `policy.capacity=None` the session moves the capacity along
             a ladder after every checkpoint, to the shortest sequence at which nothing overflows; a number fixes it.
         schedule: The steps that recompute the pairs.
-        scope: "attention" merges around self-attention (paper), "keys" merges only its keys and values, "block"
-            runs the whole transformer block on merged tokens.
+        scope: "attention" merges around self-attention (paper), "keys" merges only its keys and values (values
+            are means, keys those of the anchors), "block" runs the whole transformer block on merged tokens.
         proportional: Attention weighs every key by the number of tokens it stands for.
-        levels: "auto" takes the level with the most tokens (paper: D1 and U1), "all" every level, a tuple the levels
-            named by their downsampling factor, such as (1, 2).
+        levels: "auto" takes the levels where merging is predicted to gain, and merges only in calls where it gains;
+            "top" takes the level with the most tokens (paper: D1 and U1), "all" every level, a tuple the levels named
+            by their downsampling factor, such as (1, 2): these three merge in every call.
         stride: Cell size of the grid; one destination per cell.
         seed: Of the destinations of `policy.destination="random"`.
+        metric: What is matched: "input" the block's input (paper), "output" what self-attention returns, or with
+            scope="block" what the block does (DiTo, 2026). Then a step that recomputes pairs runs unmerged.
+        segment: With scope="block", how many consecutive blocks at most share one merge before the first and one
+            unmerge after the last.
+        during: The part of the run in which tokens merge, as fractions of its steps: step s of n merges if
+            during[0] <= s / n < during[1]. Outside it the model runs as if nothing were attached.
 
     Raises:
         ValueError: If a value is out of range.
@@ -43,24 +53,63 @@ class MergeRecipe:
     schedule: CheckpointSchedule = PAPER_SCHEDULES["config_3"]
     scope: Scope = "attention"
     proportional: bool = True
-    levels: Literal["auto", "all"] | tuple[int, ...] = "auto"
+    levels: Literal["auto", "top", "all"] | tuple[int, ...] = "auto"
     stride: int | tuple[int, ...] = 2
     seed: int = 0
+    metric: Metric = "input"
+    segment: int = 1
+    during: tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self) -> None:
         _expect("policy", self.policy, AdaptiveMerge)
         _expect("schedule", self.schedule, CheckpointSchedule)
-        if self.scope not in SCOPES:
-            raise ValueError(f"scope is {self.scope!r}; expected one of {SCOPES}")
-        if isinstance(self.levels, str) and self.levels not in ("auto", "all"):
-            raise ValueError(f"levels is {self.levels!r}; expected 'auto', 'all' or factors such as (1, 2)")
-        if isinstance(self.levels, int):
-            raise ValueError(f"levels is {self.levels!r}; expected 'auto', 'all' or a tuple such as (1, 2)")
-        if not isinstance(self.levels, str):
-            object.__setattr__(self, "levels", tuple(self.levels))
-        if not isinstance(self.stride, int):
-            object.__setattr__(self, "stride", tuple(self.stride))
+        _expect_one_of("scope", self.scope, SCOPES)
+        _expect_one_of("metric", self.metric, METRICS)
+        self._check_levels()
+        self._check_segment()
+        self._check_during()
+        self._freeze_lists()
         TokenGrid((1, 1), self.stride)
+
+    def _freeze_lists(self) -> None:
+        """JSON has lists, which have no hash."""
+        for name in ("levels", "stride", "during"):
+            value = getattr(self, name)
+            if not isinstance(value, str | int):
+                object.__setattr__(self, name, tuple(value))
+
+    def _check_levels(self) -> None:
+        if isinstance(self.levels, str) and self.levels not in LEVELS:
+            raise ValueError(f"levels is {self.levels!r}; expected one of {LEVELS} or factors such as (1, 2)")
+        if isinstance(self.levels, int):
+            raise ValueError(f"levels is {self.levels!r}; expected one of {LEVELS} or a tuple such as (1, 2)")
+
+    def _check_segment(self) -> None:
+        if not isinstance(self.segment, int) or self.segment < 1:
+            raise ValueError(f"segment is {self.segment!r}; expected a number of blocks, 1 or more")
+        if self.segment > 1 and self.scope != "block":
+            raise ValueError(
+                f"segment is {self.segment} with scope={self.scope!r}, which has nothing to share between blocks; "
+                "use scope='block', or segment=1"
+            )
+
+    def _check_during(self) -> None:
+        pair = isinstance(self.during, (tuple, list)) and len(self.during) == 2
+        if not pair or not 0 <= self.during[0] < self.during[1] <= 1:
+            raise ValueError(
+                f"during is {self.during!r}; expected two rising fractions of the run, such as (0.2, 1.0) to leave "
+                "the first fifth of the steps unmerged"
+            )
+
+    def merges_at(self, step: int, total: int) -> bool:
+        """Whether tokens merge in step `step`, from 0, of a run of `total`.
+
+        Examples:
+            >>> recipe = MergeRecipe(during=(0.2, 0.8))
+            >>> [step for step in range(10) if recipe.merges_at(step, 10)]
+            [2, 3, 4, 5, 6, 7]
+        """
+        return self.during[0] <= step / total < self.during[1]
 
     def to_json(self) -> str:
         """The recipe as a JSON object."""
@@ -87,15 +136,21 @@ def _expect(name: str, value: object, kind: type) -> None:
         raise TypeError(f"{name} is {value!r}; expected a {kind.__name__}, such as {kind.__name__}(...)")
 
 
+def _expect_one_of(name: str, value: object, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ValueError(f"{name} is {value!r}; expected one of {known}")
+
+
 RECIPES: Mapping[str, MergeRecipe] = MappingProxyType(
     {
         "default": MergeRecipe(AdaptiveMerge(spare="fill")),
-        "paper": MergeRecipe(proportional=False),
+        "paper": MergeRecipe(proportional=False, levels="top"),
         "keys": MergeRecipe(AdaptiveMerge(spare="fill"), scope="keys"),
         "tomesd": MergeRecipe(
             AdaptiveMerge(threshold=-1, capacity=0.25, spare="fill", destination="random"),
             CheckpointSchedule.every(1, 50),
             proportional=False,
+            levels="top",
         ),
     }
 )

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
 from torch import Tensor
 
+from catome_adapters.prediction import USUAL_BATCH, predict_site, usual_grid
 from catome_adapters.recipe import MergeRecipe
 from catome_adapters.sites import MergeSite, SkippedSite
 from catome_core import TokenGrid
-from catome_core.cache import PairCache, PlanKey
+from catome_core.cache import PlanKey
+
+REPORT_COLUMNS = ("", "level", "tokens", "grid", "channels", "50 %", "75 %", "saves ms", "costs ms")
+REPORT_NOTE = (
+    "predicted for a call of one block: speed-up if 50 % or 75 % of its tokens merged for free; ms saved and spent"
+)
 
 
 class SiteState(NamedTuple):
@@ -59,6 +66,29 @@ class SiteStep(NamedTuple):
     merged_fraction: float
     capacity: float
     overflow: int
+
+
+class SiteView(NamedTuple):
+    """One attached site in the report.
+
+    Attributes:
+        site: The site.
+        grid: Of the last call; None before the first.
+        batch: Of the last call.
+        whole: Whether the last call was of a size at which merging would lose, so that nothing merged.
+    """
+
+    site: MergeSite
+    grid: TokenGrid | None = None
+    batch: int = USUAL_BATCH
+    whole: bool = False
+
+    @property
+    def status(self) -> str:
+        """What has become of the site so far."""
+        if self.grid is None:
+            return "not run yet: figures of the model's default size"
+        return "but left whole in the last call, too small to gain" if self.whole else "figures of the last call"
 
 
 class StepRecord(NamedTuple):
@@ -114,22 +144,49 @@ class SessionSummary(NamedTuple):
         return "\n".join(lines)
 
 
-def render_report(
-    recipe: MergeRecipe, attached: Sequence[tuple[MergeSite, PairCache]], skipped: Sequence[SkippedSite]
-) -> str:
-    """The text of `MergeSession.report`."""
-    head = f"scope {recipe.scope}, proportional {recipe.proportional}, levels {recipe.levels}, {recipe.policy}"
-    lines = [head, f"attached to {len(attached)} sites:"]
-    lines += [f"  {site.name}: level {site.level}, {_tokens(cache)}" for site, cache in attached]
-    lines += [f"not attached to {len(skipped)}:"] * bool(skipped)
-    lines += [f"  {place.name}: {place.reason}" for place in skipped]
-    return "\n".join(lines)
+def render_report(recipe: MergeRecipe, attached: Sequence[SiteView], skipped: Sequence[SkippedSite]) -> str:
+    """The text of `MergeSession.report`: headings, and under each the blocks of a transformer as one row."""
+    plain = {"metric": "input", "segment": 1, "during": (0.0, 1.0)}
+    extra = "".join(f", {name} {getattr(recipe, name)}" for name in plain if getattr(recipe, name) != plain[name])
+    head = f"scope {recipe.scope}{extra}, proportional {recipe.proportional}, levels {recipe.levels}, {recipe.policy}"
+    groups: dict[str, list[tuple[str, ...]]] = defaultdict(list)
+    for view in attached:
+        groups[f"attached, {view.status}"].append(_cells(view, recipe))
+    for place in skipped:
+        row = _cells(SiteView(place.site), recipe) if place.site else (place.name,)
+        groups[f"not attached, {place.reason}"].append(row)
+    lines = [line for heading, rows in groups.items() for line in (f"{heading}:", *_merge_rows(rows))]
+    return "\n".join([head, REPORT_NOTE, _row(REPORT_COLUMNS), *lines])
 
 
-def _tokens(cache: PairCache) -> str:
-    if cache.key is None:
-        return "not run yet"
-    return f"{cache.key.grid.tokens:,} tokens ({' x '.join(map(str, cache.key.grid.shape))})"
+def _cells(view: SiteView, recipe: MergeRecipe) -> tuple[str, ...]:
+    """The figures of a site; "?" where the model tells no size and has not been called."""
+    site, grid = view.site, view.grid or usual_grid(view.site, recipe)
+    name = site.name.rpartition(".transformer_blocks.")[0] or site.name
+    if grid is None:
+        return (name, str(site.level), "?")
+    prediction = predict_site(site, recipe, grid, view.batch)
+    return (
+        name,
+        str(site.level),
+        f"{prediction.tokens:,}",
+        " x ".join(map(str, grid.shape)),
+        str(prediction.channels),
+        f"{prediction.ceiling_50:.2f}x",
+        f"{prediction.ceiling_75:.2f}x",
+        f"{prediction.saved * 1e3:.2f}",
+        f"{prediction.overhead * 1e3:.2f}",
+    )
+
+
+def _merge_rows(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """Equal rows are blocks of one transformer: one line says how many."""
+    return [_row((f"  {row[0]}" + f" x {count}" * (count > 1), *row[1:])) for row, count in Counter(rows).items()]
+
+
+def _row(cells: Sequence[str]) -> str:
+    widths = (6, 8, 11, 9, 8, 8, 10, 10)
+    return f"{cells[0]:<32}" + "".join(f"{cell:>{width}}" for cell, width in zip(cells[1:], widths, strict=False))
 
 
 def _site_line(site: str, rows: list[SiteStep]) -> str:

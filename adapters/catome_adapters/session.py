@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from catome_adapters.clock import SchedulerClock
-from catome_adapters.hooks import SiteHooks
+from catome_adapters.hooks import SiteHooks, segments
 from catome_adapters.recipe import MergeRecipe
 from catome_adapters.report import SessionSummary, StepRecord, render_report
 from catome_adapters.sites import MergeSite, SkippedSite
@@ -46,9 +46,9 @@ class MergeSession:
         self._records: list[StepRecord] = []
         self._new_run = True
         self._warned = False
-        seeds = range(recipe.seed, recipe.seed + len(self.sites))
         self._hooks = [
-            SiteHooks(site, recipe, seed, self._before_call) for site, seed in zip(sites, seeds, strict=True)
+            SiteHooks(group, recipe, seed, self._before_call)
+            for seed, group in enumerate(segments(sites, recipe.segment), recipe.seed)
         ]
         self._listen()
 
@@ -111,13 +111,14 @@ class MergeSession:
             self.reset()
 
     def report(self) -> str:
-        """What is attached, what is not, and why."""
-        return render_report(self.recipe, [(hooks.site, hooks.cache) for hooks in self._hooks], self.skipped)
+        """What is attached, what is not, and why, with what merging is predicted to save and cost at each site."""
+        views = [view for hooks in self._hooks for view in hooks.views()]
+        return render_report(self.recipe, views, self.skipped)
 
     def plans(self) -> dict[str, MergePlan]:
         """Copies of the plans in use, by site; empty before the first call and after the last step of a run."""
         caches = {hooks.site.name: hooks.cache for hooks in self._hooks if hooks.cache.filled}
-        return {name: MergePlan(*(part.clone() for part in cache.plan()[:3])) for name, cache in caches.items()}
+        return {name: _copy(cache.plan()) for name, cache in caches.items()}
 
     def summary(self) -> SessionSummary:
         """Merged fraction, rung, checkpoint and overflow of every site and step of the last run."""
@@ -150,8 +151,9 @@ class MergeSession:
     def _start(self, step: int, total: int) -> None:
         self._step, self._total = step, total
         checkpoint = self.recipe.schedule.is_checkpoint(step, total)
+        merging = self.recipe.merges_at(step, total)
         for hooks in self._hooks:
-            hooks.begin_step(checkpoint)
+            hooks.begin_step(checkpoint, merging)
 
     def _finish_step(self) -> None:
         """After a step: note what was recomputed, and choose the rungs."""
@@ -177,3 +179,7 @@ class MergeSession:
             rung = choose_rung(LADDER, max(demand for _, demand in members), grid)
             for hooks, _ in members:
                 hooks.cache.use_capacity(rung)
+
+
+def _copy(plan: MergePlan) -> MergePlan:
+    return MergePlan(plan.slot.clone(), plan.size.clone(), plan.anchor.clone())

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -18,6 +19,7 @@ class MergeSite:
         attention: Its self-attention, which takes `attention_mask`.
         host: The module around the block, called with an image (batch, channels, height, width): it tells the grid.
         level: How many times coarser than the model's input the grid is, per dimension.
+        shape: Height and width of the grid at the model's default size; None if the model tells none.
     """
 
     name: str
@@ -25,14 +27,16 @@ class MergeSite:
     attention: nn.Module
     host: nn.Module
     level: int
+    shape: tuple[int, int] | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SkippedSite:
-    """A place that looks like a site and is none, and why."""
+    """A place that is left alone, and why; `site` is set if tokens could have been merged there."""
 
     name: str
     reason: str
+    site: MergeSite | None = None
 
 
 def find_sites(model: Any) -> list[MergeSite]:
@@ -72,11 +76,38 @@ def denoiser(model_or_pipeline: Any) -> nn.Module:
 
 def survey(model: nn.Module) -> list[MergeSite | SkippedSite]:
     """Every transformer block of a UNet-shaped model: a site, or the reason why it is none."""
-    return [
+    places = [
         _judge(f"{path}.transformer_blocks.{index}".lstrip("."), block, host, _level(model, path))
         for path, host in model.named_modules()
         for index, block in enumerate(_blocks(host))
     ]
+    size = _default_size(model)
+    return [
+        replace(place, shape=_coarser(size, place.level)) if isinstance(place, MergeSite) else place for place in places
+    ]
+
+
+def at_size(sites: Iterable[MergeSite], size: tuple[int, int]) -> list[MergeSite]:
+    """The same sites for an input of this height and width instead of the model's default size.
+
+    Examples:
+        >>> from catome_bench.pipeline import build_unet
+        >>> at_size(find_sites(build_unet()), (100, 50))[1].shape
+        (50, 25)
+    """
+    return [replace(site, shape=_coarser(size, site.level)) for site in sites]
+
+
+def _coarser(size: tuple[int, int] | None, level: int) -> tuple[int, int] | None:
+    """Every halving rounds up, as the convolutions do."""
+    return size and (-(-size[0] // level), -(-size[1] // level))
+
+
+def _default_size(model: nn.Module) -> tuple[int, int] | None:
+    size = getattr(getattr(model, "config", None), "sample_size", None)
+    if isinstance(size, int):
+        return (size, size)
+    return (size[-2], size[-1]) if isinstance(size, (tuple, list)) else None
 
 
 def _blocks(host: nn.Module) -> nn.ModuleList:

@@ -1,0 +1,95 @@
+"""`catome calibrate`: which blocks bear merging, and in which part of the run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import cycle, islice, product
+from pathlib import Path
+from statistics import mean
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+from torchmetrics.functional.image import peak_signal_noise_ratio
+from tqdm import tqdm
+
+from catome_adapters import MergeSite, attach, find_sites
+from catome_bench.demo import CLASSES, Artist, Drawing
+from catome_bench.pictures import fixed
+from catome_bench.pipeline import load_shipped
+
+PARTS = {"early": (0.0, 1 / 3), "middle": (1 / 3, 2 / 3), "late": (2 / 3, 1.0), "whole run": (0.0, 1.0)}
+# By what they save, most first.
+SCOPES = ("block", "attention", "keys")
+
+Fidelity = dict[str, dict[str, dict[str, float]]]
+
+
+def calibrate(
+    steps: Annotated[int, typer.Option(min=3, help="Denoising steps.")] = 20,
+    images: Annotated[int, typer.Option(min=1, help="Pictures to draw with each setting.")] = 2,
+    size: Annotated[int, typer.Option(min=16, help="Pixels along each side; 128 gives 4,096 top-level tokens.")] = 128,
+    floor: Annotated[float, typer.Option(help="PSNR in dB that a scope has to keep.")] = 40.0,
+    output: Annotated[Path, typer.Option(help="JSON file to write.")] = Path("catome-calibration.json"),
+    device: Annotated[str, typer.Option(help="Torch device.")] = "cuda" if torch.cuda.is_available() else "cpu",
+) -> None:
+    """Merge half of one block's tokens at a time, in one part of the run, and see what it costs in fidelity."""
+    artist = Artist(load_shipped().to(device), steps, size)
+    fidelity = measure_fidelity(artist, list(islice(cycle(CLASSES), images)))
+    best = {site: best_scopes(parts, floor) for site, parts in fidelity.items()}
+    Console().print(render_calibration(fidelity, floor))
+    settings = {"steps": steps, "images": images, "size": size, "floor": floor}
+    output.write_text(json.dumps({"settings": settings, "psnr": fidelity, "best": best}, indent=2) + "\n")
+
+
+def measure_fidelity(artist: Artist, motifs: Sequence[str]) -> Fidelity:
+    """PSNR in dB against the unmerged pictures, by site, part of the run and scope, when only that merges."""
+    references = [artist.draw(motif, seed, "unmerged") for seed, motif in enumerate(motifs)]
+    sites = find_sites(artist.pipeline)
+    fidelity: Fidelity = {site.name: {part: {} for part in PARTS} for site in sites}
+    for site, part, scope in tqdm(list(product(sites, PARTS, SCOPES)), unit="setting"):
+        fidelity[site.name][part][scope] = _fidelity(artist, site, part, scope, motifs, references)
+    return fidelity
+
+
+def best_scopes(parts: Mapping[str, Mapping[str, float]], floor: float) -> dict[str, str | None]:
+    """The scope that saves most among those that keep `floor` dB, for every part of the run; None if none does.
+
+    Examples:
+        >>> best_scopes({"early": {"block": 31.0, "keys": 44.0}, "late": {"block": 35.0, "keys": 39.0}}, floor=40)
+        {'early': 'keys', 'late': None}
+    """
+    return {
+        part: next((scope for scope in SCOPES if scope in psnr and psnr[scope] >= floor), None)
+        for part, psnr in parts.items()
+    }
+
+
+def render_calibration(fidelity: Fidelity, floor: float) -> Table:
+    """A row for each site, a column for each part of the run; the best scope at the floor is marked."""
+    table = Table(title=f"PSNR in dB with half of one block's tokens merged; * saves most at {floor:g} dB")
+    table.add_column("site", overflow="fold")
+    for part in PARTS:
+        table.add_column(part, no_wrap=True)
+    for site, parts in fidelity.items():
+        best = best_scopes(parts, floor)
+        table.add_row(site, *(_cell(parts[part], best[part]) for part in PARTS), end_section=True)
+    return table
+
+
+def _fidelity(
+    artist: Artist, site: MergeSite, part: str, scope: Any, motifs: Sequence[str], references: Sequence[Drawing]
+) -> float:
+    recipe = replace(fixed(0.5, scope=scope), during=PARTS[part])
+    with attach(artist.pipeline, recipe, sites=[site]):
+        drawings = [artist.draw(motif, seed, scope) for seed, motif in enumerate(motifs)]
+    pairs = zip(drawings, references, strict=True)
+    return mean(peak_signal_noise_ratio(a.picture, b.picture, data_range=1.0).item() for a, b in pairs)
+
+
+def _cell(psnr: Mapping[str, float], best: str | None) -> str:
+    return "\n".join(f"{'*' if scope == best else ' '} {scope:<9} {value:5.1f}" for scope, value in psnr.items())

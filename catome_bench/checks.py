@@ -1,0 +1,71 @@
+"""What a step that reuses pairs promises: it never waits for the device, and gives the same bits twice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from catome_bench.comparing import describe
+from catome_bench.contenders import Entrant
+from catome_bench.race import Runner
+
+
+def check_reuse(entrants: Mapping[str, Entrant], mode: str, device: str) -> list[dict[str, Any]]:
+    """Two reuse steps of every contender that has them, on a GPU with its sync debug mode set to raise.
+
+    Returns:
+        For each `subject` and `mode`: `identical`, whether both steps gave the same bits; `host_reads`, whether one
+        had to wait for the device (None without a GPU, where nothing tells); `note`, what it raised.
+    """
+    with torch.no_grad(), torch._dynamo.config.patch(recompile_limit=1024):
+        return [
+            row | {"subject": name, "mode": mode}
+            for name, entrant in entrants.items()
+            for row in _check(entrant, mode, device)
+        ]
+
+
+def _check(entrant: Entrant, mode: str, device: str) -> list[dict[str, Any]]:
+    try:
+        with ExitStack() as stack:
+            contender = entrant(stack)
+            return [_compare_two(Runner(contender, mode), device)] if "reuse" in contender.phases else []
+    except Exception as error:
+        return [{"identical": None, "host_reads": None, "note": describe(error)}]
+
+
+def _compare_two(runner: Runner, device: str) -> dict[str, Any]:
+    for phase in ("checkpoint", "reuse"):
+        runner.subjects()[phase].prepare()
+        runner.run()
+    on_gpu = torch.device(device).type == "cuda"
+    row: dict[str, Any] = {"identical": None, "host_reads": False if on_gpu else None, "note": ""}
+    try:
+        with _sync_is_an_error(on_gpu):
+            first, second = (_copy(runner.run()) for _ in range(2))
+        row["identical"] = all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    except RuntimeError as error:
+        row |= {"host_reads": "synchroniz" in str(error), "note": describe(error)}
+    return row
+
+
+def _copy(result: Any) -> list[Tensor]:
+    """CUDA graphs reuse the memory of their results."""
+    return [part.clone() for part in (result if isinstance(result, tuple) else (result,))]
+
+
+@contextmanager
+def _sync_is_an_error(on_gpu: bool) -> Iterator[None]:
+    if not on_gpu:
+        yield
+        return
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
