@@ -28,4 +28,6 @@ $(VENV)/.%: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet --editable ".[$*]"
+	# A peer that pins an old torch, which it does not need.
+	test $* != dev || $(BIN)/pip install --quiet --no-deps ca-tome==0.1.3
 	touch $@

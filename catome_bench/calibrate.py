@@ -70,14 +70,17 @@ def best_scopes(parts: Mapping[str, Mapping[str, float]], floor: float) -> dict[
 
 
 def render_calibration(fidelity: Fidelity, floor: float) -> Table:
-    """A row for each site, a column for each part of the run; the best scope at the floor is marked."""
+    """Rows for the scopes of each site, a column for each part of the run; the best scope at the floor is marked."""
     table = Table(title=f"PSNR in dB with half of one block's tokens merged; * saves most at {floor:g} dB")
-    table.add_column("site", overflow="fold")
-    for part in PARTS:
-        table.add_column(part, no_wrap=True)
+    table.add_column("block", overflow="fold")
+    for name in ("scope", *PARTS):
+        table.add_column(name, no_wrap=True, justify="left" if name == "scope" else "right")
     for site, parts in fidelity.items():
         best = best_scopes(parts, floor)
-        table.add_row(site, *(_cell(parts[part], best[part]) for part in PARTS), end_section=True)
+        for scope in SCOPES:
+            head = site.replace("transformer_blocks.", "") if scope == SCOPES[0] else ""
+            cells = (f"{parts[part][scope]:.1f}{'*' if best[part] == scope else ' '}" for part in PARTS)
+            table.add_row(head, scope, *cells, end_section=scope == SCOPES[-1])
     return table
 
 
@@ -89,7 +92,3 @@ def _fidelity(
         drawings = [artist.draw(motif, seed, scope) for seed, motif in enumerate(motifs)]
     pairs = zip(drawings, references, strict=True)
     return mean(peak_signal_noise_ratio(a.picture, b.picture, data_range=1.0).item() for a, b in pairs)
-
-
-def _cell(psnr: Mapping[str, float], best: str | None) -> str:
-    return "\n".join(f"{'*' if scope == best else ' '} {scope:<9} {value:5.1f}" for scope, value in psnr.items())

@@ -209,7 +209,12 @@ def test_calibrate_holds_every_block_part_and_scope_against_the_unmerged_run(tmp
     for site, parts in report["psnr"].items():
         assert {part: set(scopes) for part, scopes in parts.items()} == {part: set(SCOPES) for part in PARTS}
         assert report["best"][site] == best_scopes(parts, 45)
-    assert "* block" in result.output
+    for site, parts in report["best"].items():
+        marked = [f"{report['psnr'][site][part][best]:.1f}*" for part, best in parts.items() if best]
+        assert all(cell in result.output for cell in marked)
+    assert result.output.count("*") == 1 + sum(
+        best is not None for part in report["best"].values() for best in part.values()
+    )
     assert_is_the_damage_of(find_sites(load_shipped())[0].name, "late", "keys", report["psnr"])
 
 

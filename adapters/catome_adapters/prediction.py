@@ -173,7 +173,7 @@ def _checkpoint_share(recipe: MergeRecipe) -> float:
 
 
 def _reuse_seconds(work: SiteWork, grid: TokenGrid, batch: int, recipe: MergeRecipe, machine: Machine) -> float:
-    """Reading and writing tokens and slots; sizes travel into attention as one more channel of queries and keys."""
+    """Reading and writing tokens and slots; telling attention the sizes costs no more than another pass over both."""
     kept = 1 - _removed(grid, recipe)
     passes = {"keys": 1 + kept, "attention": 2 + 2 * kept, "block": 4 + 4 * kept}[recipe.scope]
     passes += 4 * kept * recipe.proportional
