@@ -112,6 +112,16 @@ def test_every_rung_takes_one_more_pair_of_graphs():
     assert counter.frame_count <= 2 * len(set(capacities))
 
 
+def test_a_second_run_through_the_same_rungs_compiles_nothing():
+    network, caches = three_blocks(AdaptiveMerge(0.5))
+    compiled = torch.compile(network, fullgraph=True, backend="eager")
+    first = run(network, caches, compiled, fit=True)
+    for cache in caches:
+        cache.reset()
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        assert run(network, caches, compiled, fit=True) == first
+
+
 def test_inductor_agrees_with_eager():
     network, caches = three_blocks(AdaptiveMerge(0.5, capacity=0.25))
     run(network, caches, torch.compile(network, fullgraph=True))
