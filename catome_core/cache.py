@@ -113,6 +113,10 @@ class PairCache(nn.Module):
             self._recompute(tokens, grid)
         return self.plan()
 
+    def holds(self, key: PlanKey) -> bool:
+        """Whether the next call with such tokens reuses what is stored."""
+        return self.filled and not self.refresh and self.key == key
+
     def plan(self) -> MergePlan:
         """The stored plan, as views of static memory.
 

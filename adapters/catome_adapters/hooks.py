@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -14,6 +12,7 @@ from catome_adapters.arithmetic import count_work
 from catome_adapters.prediction import machine_for, predict
 from catome_adapters.recipe import MergeRecipe
 from catome_adapters.report import SiteState, SiteView
+from catome_adapters.segments import as_one
 from catome_adapters.sites import MergeSite
 from catome_core import MergePlan, PairCache, TokenGrid, attention_bias, gather_anchors, merge, unmerge
 from catome_core.cache import PlanKey
@@ -34,7 +33,7 @@ class SiteHooks:
     ) -> None:
         generator = torch.Generator().manual_seed(seed) if recipe.policy.destination == "random" else None
         self.sites, self.recipe, self.before_call = tuple(sites), recipe, before_call
-        self.site = _as_one(self.sites)
+        self.site = as_one(self.sites)
         self.overdue, self.merging = False, True
         self.work, self.last = count_work(self.site), None
         self.cache = PairCache(recipe.policy, generator)
@@ -150,7 +149,7 @@ class SiteHooks:
         self.seen = self.last = key = PlanKey(len(tokens), self.grid, tokens.device, tokens.dtype)
         # In this order: compiled code has a graph for every value that it reads.
         merges = self._merges(key)
-        self.awaits_output = merges and self.recipe.metric == "output" and not self._stored(key)
+        self.awaits_output = merges and self.recipe.metric == "output" and not self.cache.holds(key)
         if self.awaits_output or not merges:
             return None
         plan = self.cache(tokens, self.grid)
@@ -164,9 +163,6 @@ class SiteHooks:
         if self.recipe.levels != "auto":
             return True
         return predict(self.work, key.grid, key.batch, self.recipe, machine_for(key.device.type)).gain > 0
-
-    def _stored(self, key: PlanKey) -> bool:
-        return self.cache.filled and not self.cache.refresh and self.cache.key == key
 
     def _match_output(self, output: Tensor) -> None:
         if self.awaits_output and self.seen is not None:
@@ -242,28 +238,6 @@ class SiteHooks:
             return None
         bias = attention_bias(plan, dtype=tokens.dtype, proportional=self.recipe.proportional)
         return bias[:, 0].expand(len(tokens), -1, -1)
-
-
-def segments(sites: Sequence[MergeSite], length: int) -> list[list[MergeSite]]:
-    """Sites in groups of at most `length` whose blocks follow one another in their host, without a gap."""
-    groups: list[list[MergeSite]] = []
-    for site in sites:
-        if groups and len(groups[-1]) < length and _follows(groups[-1][-1], site):
-            groups[-1].append(site)
-        else:
-            groups.append([site])
-    return groups
-
-
-def _follows(before: MergeSite, site: MergeSite) -> bool:
-    blocks: Sequence[nn.Module] = getattr(site.host, "transformer_blocks", ())
-    return before.host is site.host and (before.block, site.block) in pairwise(blocks)
-
-
-def _as_one(sites: Sequence[MergeSite]) -> MergeSite:
-    """The first of a segment's sites, under a name for all of them."""
-    last = sites[-1].name.rpartition(".")[2]
-    return sites[0] if len(sites) == 1 else replace(sites[0], name=f"{sites[0].name} to {last}")
 
 
 def _whole(name: str, key: PlanKey, wanted: Tensor | None) -> SiteState:

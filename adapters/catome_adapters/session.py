@@ -10,9 +10,10 @@ from typing import Any
 import torch
 
 from catome_adapters.clock import SchedulerClock
-from catome_adapters.hooks import SiteHooks, segments
+from catome_adapters.hooks import SiteHooks
 from catome_adapters.recipe import MergeRecipe
 from catome_adapters.report import SessionSummary, StepRecord, render_report
+from catome_adapters.segments import segments
 from catome_adapters.sites import MergeSite, SkippedSite
 from catome_core import MergePlan
 from catome_core.ladder import LADDER, choose_rung
