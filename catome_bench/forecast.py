@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from catome_adapters import MergeRecipe, MergeSite, find_sites
 from catome_adapters.arithmetic import TEXT_TOKENS, count_saved, count_work
-from catome_adapters.prediction import attached_levels
+from catome_adapters.prediction import attached_levels, predict_levels
 from catome_adapters.recipe import Scope
 from catome_adapters.sites import at_size
 from catome_bench.pipeline import SHIPPED_MODEL
@@ -117,7 +117,9 @@ def foresee(network: UNet2DConditionModel, size: tuple[int, int], recipe: MergeR
     sites = find_sites(network)
     if not sites:
         raise ValueError("the network has no self-attention that merging knows; see find_sites")
-    return Forecast(at_size(sites, size), count_flops(network, size), attached_levels(sites, recipe, device))
+    return Forecast(
+        at_size(sites, size), count_flops(network, size), attached_levels(sites, predict_levels(sites, recipe, device))
+    )
 
 
 def count_flops(network: UNet2DConditionModel, size: tuple[int, int]) -> dict[str, int]:

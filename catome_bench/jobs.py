@@ -160,8 +160,12 @@ def _race_block(setting: Setting, name: str, mode: str) -> list[Row]:
     return race(setting.enter(name, mode), mode, repeats=setting.repeats, device=setting.device)
 
 
+def _first_block(setting: Setting, cases: Sequence[str]) -> str:
+    return next(name for name in (*cases, *setting.suite.cases) if name in blocks.CASES)
+
+
 def _check_jobs(setting: Setting, cases: Sequence[str]) -> Iterator[Job]:
-    name = next(name for name in (*cases, *setting.suite.cases) if name in blocks.CASES)
+    name = _first_block(setting, cases)
     for mode in setting.suite.modes:
         yield Job("check", name, mode, partial(_check_block, setting, name, mode))
 
@@ -187,7 +191,7 @@ def _operation_jobs(setting: Setting, cases: Sequence[str]) -> Iterator[Job]:
 
 
 def _ladder_jobs(setting: Setting, cases: Sequence[str]) -> Iterator[Job]:
-    name = next(name for name in (*cases, *setting.suite.cases) if name in blocks.CASES)
+    name = _first_block(setting, cases)
     for mode in setting.suite.modes[:2]:
         yield Job("ladder", name, mode, partial(_race_rungs, setting, name, mode))
 

@@ -191,8 +191,9 @@ class PairCache(nn.Module):
     def use_capacity(self, capacity: float) -> None:
         """Rebuild the stored plan at this capacity, and keep to it."""
         grid = self._known_key().grid
-        self.capacity = capacity
-        self._write(self.policy.plan(self.match(), grid, capacity, self.destinations))
+        before, self.capacity = self.capacity, capacity
+        if grid.places(before) != grid.places(capacity):
+            self._write(self.policy.plan(self.match(), grid, capacity, self.destinations))
 
     def demand(self) -> Tensor:
         """Places that the neediest sample of the stored match wants: int64, 0-d, on the device."""

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from catome_adapters.hooks import SiteHooks
-from catome_adapters.prediction import LevelGain, predict_levels, winning_levels
+from catome_adapters.prediction import LevelGain, attached_levels, predict_levels, winning_levels
 from catome_adapters.recipe import RECIPES, MergeRecipe
 from catome_adapters.session import MergeSession
 from catome_adapters.sites import MergeSite, SkippedSite, denoiser, survey
@@ -101,7 +101,7 @@ def _at_levels(
     sites: Sequence[MergeSite], levels: str | tuple[int, ...], gains: Mapping[int, LevelGain]
 ) -> list[MergeSite]:
     known = sorted({site.level for site in sites})
-    named = {"auto": winning_levels(gains) or known[:1], "top": known[:1], "all": known}
+    named = {"auto": attached_levels(sites, gains), "top": known[:1], "all": known}
     wanted = named[levels] if isinstance(levels, str) else levels
     if not wanted or set(wanted) - set(known):
         raise ValueError(f"levels is {levels!r}; this model has self-attention at levels {known} (factors)")

@@ -157,9 +157,9 @@ def winning_levels(gains: Mapping[int, LevelGain]) -> list[int]:
     return [level for level, change in gains.items() if change.gain > 0 and change.gain >= enough]
 
 
-def attached_levels(sites: Sequence[MergeSite], recipe: MergeRecipe, kind: str = "") -> list[int]:
+def attached_levels(sites: Sequence[MergeSite], gains: Mapping[int, LevelGain]) -> list[int]:
     """The levels of `levels="auto"`: the winning ones, else the one with the most tokens."""
-    return winning_levels(predict_levels(sites, recipe, kind)) or [min(site.level for site in sites)]
+    return winning_levels(gains) or [min(site.level for site in sites)]
 
 
 def _removed(grid: TokenGrid, recipe: MergeRecipe) -> float:
