@@ -22,11 +22,12 @@ from catome_bench.comparing import Row, describe
 from catome_bench.demo import machine
 from catome_bench.jobs import LEVELS, SUITES, Job, Setting, plan_jobs
 from catome_bench.networks import NETWORKS
+from catome_bench.pipeline import PIPELINES
 from catome_bench.tables import render_checks, render_rows
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 NARROWEST = 120
-NAMES = tuple(dict.fromkeys([*CASES, *NETWORKS]))
+NAMES = tuple(dict.fromkeys([*CASES, *NETWORKS, *PIPELINES]))
 
 
 def bench(
@@ -83,7 +84,7 @@ def run_jobs(jobs: Sequence[Job], report: dict[str, Any], output: Path, seconds:
         else:
             report["tables"].append(measure(job))
             console.print(render(report["tables"][-1], job.title))
-            draw(report["tables"][-1], output.with_suffix(".png"))
+            draw(report["tables"][-1], output)
         write(report, output)
     if report["not_begun"]:
         console.print(f"no time left for: {'; '.join(report['not_begun'])}")
@@ -127,11 +128,11 @@ def render(table: dict[str, Any], title: str) -> Table | str:
 
 
 def draw(table: dict[str, Any], output: Path) -> None:
-    """Speed-up against fidelity, where fidelity was measured."""
+    """Speed-up against fidelity, where fidelity was measured, to a picture for each case beside `output`."""
     if table["level"] == "pipeline" and not table["note"]:
         from catome_bench.scatter import scatter
 
-        scatter(table).savefig(output, dpi=110)
+        scatter(table).savefig(output.with_name(f"{output.stem}-{table['case']}.png"), dpi=110)
 
 
 def write(report: dict[str, Any], output: Path) -> None:

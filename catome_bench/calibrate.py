@@ -20,7 +20,7 @@ from tqdm import tqdm
 from catome_adapters import MergeSite, attach, find_sites
 from catome_bench.demo import CLASSES, Artist, Drawing
 from catome_bench.pictures import fixed
-from catome_bench.pipeline import load_shipped
+from catome_bench.pipeline import Arch, load_shipped
 
 PARTS = {"early": (0.0, 1 / 3), "middle": (1 / 3, 2 / 3), "late": (2 / 3, 1.0), "whole run": (0.0, 1.0)}
 # By what they save, most first.
@@ -30,6 +30,7 @@ Fidelity = dict[str, dict[str, dict[str, float]]]
 
 
 def calibrate(
+    arch: Annotated[Arch, typer.Option(help="Shipped network that draws.")] = "unet",
     steps: Annotated[int, typer.Option(min=3, help="Denoising steps.")] = 20,
     images: Annotated[int, typer.Option(min=1, help="Pictures to draw with each setting.")] = 2,
     size: Annotated[int, typer.Option(min=16, help="Pixels along each side; 128 gives 4,096 top-level tokens.")] = 128,
@@ -38,11 +39,11 @@ def calibrate(
     device: Annotated[str, typer.Option(help="Torch device.")] = "cuda" if torch.cuda.is_available() else "cpu",
 ) -> None:
     """Merge half of one block's tokens at a time, in one part of the run, and see what it costs in fidelity."""
-    artist = Artist(load_shipped().to(device), steps, size)
+    artist = Artist(load_shipped(arch).to(device), steps, size)
     fidelity = measure_fidelity(artist, list(islice(cycle(CLASSES), images)))
     best = {site: best_scopes(parts, floor) for site, parts in fidelity.items()}
     Console().print(render_calibration(fidelity, floor))
-    settings = {"steps": steps, "images": images, "size": size, "floor": floor}
+    settings = {"arch": arch, "steps": steps, "images": images, "size": size, "floor": floor}
     output.write_text(json.dumps({"settings": settings, "psnr": fidelity, "best": best}, indent=2) + "\n")
 
 

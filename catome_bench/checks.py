@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -39,18 +39,24 @@ def _check(entrant: Entrant, mode: str, device: str) -> list[dict[str, Any]]:
 
 
 def _compare_two(runner: Runner, device: str) -> dict[str, Any]:
-    for phase in ("checkpoint", "reuse"):
-        runner.subjects()[phase].prepare()
-        runner.run()
+    checkpoint, reuse = (runner.subjects()[phase].prepare for phase in ("checkpoint", "reuse"))
+    checkpoint()
+    runner.run()
     on_gpu = torch.device(device).type == "cuda"
     row: dict[str, Any] = {"identical": None, "host_reads": False if on_gpu else None, "note": ""}
     try:
         with _sync_is_an_error(on_gpu):
-            first, second = (_copy(runner.run()) for _ in range(2))
+            first, second = (_copy(_run_after(reuse, runner)) for _ in range(2))
         row["identical"] = all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     except RuntimeError as error:
         row |= {"host_reads": "synchroniz" in str(error), "note": describe(error)}
     return row
+
+
+def _run_after(prepare: Callable[[], object], runner: Runner) -> object:
+    """Two calls of one step would be those of two prompts, with pairs of their own."""
+    prepare()
+    return runner.run()
 
 
 def _copy(result: Any) -> list[Tensor]:

@@ -23,17 +23,15 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from catome_adapters import MergeRecipe, MergeSession, MergeSite, attach
-from catome_bench.blocks import Case, RotaryHost
+from catome_adapters.transformers import layout_of
+from catome_adapters.unets import LAYOUT
+from catome_bench.blocks import Case
 from catome_bench.peers import PEERS
 from catome_core import (
     AdaptiveMerge,
     CheckpointSchedule,
-    PairCache,
     TokenGrid,
-    gather_anchors,
     match_tokens,
-    merge,
-    unmerge,
 )
 
 HALF = 0.25  # kept places beside the destinations, which are a quarter of the tokens: half of the tokens go
@@ -83,7 +81,7 @@ def enter_block(case: Case, device: str, dtype: torch.dtype) -> dict[str, Entran
 def enter_ours(host: nn.Module, inputs: tuple[Tensor, ...]) -> dict[str, Entrant]:
     """Half of the tokens merged, in every scope, plain and proportional."""
     return {
-        name_ours(scope, proportional): partial(_ours, host, inputs, scope, proportional, HALF, f"free {scope}")
+        name_ours(scope, proportional): partial(_ours, host, inputs, scope, proportional, HALF, f"free {scope}", None)
         for scope, proportional in product(SCOPES, (False, True))
     }
 
@@ -100,7 +98,7 @@ def enter_rungs(case: Case, ladder: tuple[float, ...], device: str, dtype: torch
     for rung in ladder:
         free = f"free at {rung:g}"
         entrants[free] = partial(_free, host, inputs[0], "attention", rung)
-        entrants[f"capacity {rung:g}"] = partial(_ours, host, inputs, "attention", True, rung, free)
+        entrants[f"capacity {rung:g}"] = partial(_ours, host, inputs, "attention", True, rung, free, None)
     return entrants
 
 
@@ -120,17 +118,27 @@ def _ours(
     scope: Any,
     proportional: bool,
     capacity: float,
-    free: str,
+    free: str | None,
+    shape: tuple[int, ...] | None,
     stack: ExitStack,
 ) -> Contender:
     patched = twin(host)
     schedule = CheckpointSchedule.every(2, STEPS)
     # All levels, and these sites: merge whether or not it is predicted to win.
     recipe = MergeRecipe(fixed_policy(capacity), schedule, scope, proportional, levels="all")
-    block = patched.transformer_blocks[0]
-    site = MergeSite("block", block, block.attn1, patched, level=1)
-    session = stack.enter_context(attach(patched, recipe, sites=[site]))
+    session = stack.enter_context(attach(patched, recipe, sites=[_site(patched, shape)]))
     return Contender(patched, inputs, phases(session), free)
+
+
+def _site(host: nn.Module, shape: tuple[int, ...] | None) -> MergeSite:
+    """The host's one block; without a shape the host is called with an image, which tells the grid."""
+    if shape is None:
+        block = host.transformer_blocks[0]
+        return MergeSite("block", block, block.attn1, host, layout=LAYOUT)
+    layout = layout_of(host.block)
+    assert not isinstance(layout, str), layout
+    attention = getattr(host.block, "attn1", None) or host.block.attn
+    return MergeSite("block", host.block, attention, host, measure=lambda arguments: shape, layout=layout)
 
 
 def phases(session: MergeSession) -> Phases:
@@ -181,38 +189,16 @@ def _shorten(slots: int, keys: bool, module: nn.Module, args: tuple[Any, ...], k
     return (args, kwargs | {"encoder_hidden_states": short}) if keys else ((short, *args[1:]), kwargs)
 
 
-class MergedRotary(nn.Module):
-    """A block with rotary rows on merged tokens: the rows follow the anchors."""
-
-    def __init__(self, host: RotaryHost, grid: TokenGrid) -> None:
-        super().__init__()
-        # One plan for the batch, as rows without a batch dimension need.
-        self.host, self.grid = host, grid
-        self.cache = PairCache(AdaptiveMerge(threshold=-1, capacity=HALF, spare="fill", shared=True))
-
-    def forward(self, tokens: Tensor, rows: Tensor) -> tuple[Tensor, ...]:
-        """What the block makes of the merged tokens, as a change of all."""
-        plan = self.cache(tokens, self.grid)
-        merged = merge(tokens, plan)
-        result, *rest = self.host(merged, gather_anchors(rows, plan))
-        return tokens + unmerge(result - merged, plan), *rest
-
-
 def _enter_rotary(host: nn.Module, inputs: tuple[Tensor, ...], grid: TokenGrid) -> dict[str, Entrant]:
-    return {
-        "unpatched": partial(_unpatched, host, inputs),
-        "free block": partial(_free_rotary, host, inputs, grid.destinations + grid.places(HALF)),
-        "block": partial(_merged_rotary, host, inputs, grid),
+    free = {"free block": partial(_free_rotary, host, inputs, grid.destinations + grid.places(HALF))}
+    ours = {
+        name_ours(scope, proportional): partial(
+            _ours, host, inputs, scope, proportional, HALF, "free block" if scope == "block" else None, grid.shape
+        )
+        for scope, proportional in product(SCOPES, (False, True))
     }
+    return {"unpatched": partial(_unpatched, host, inputs)} | free | ours
 
 
 def _free_rotary(host: nn.Module, inputs: tuple[Tensor, ...], slots: int, stack: ExitStack) -> Contender:
     return Contender(twin(host), tuple(part[:, :slots].contiguous() for part in inputs))
-
-
-def _merged_rotary(host: Any, inputs: tuple[Tensor, ...], grid: TokenGrid, stack: ExitStack) -> Contender:
-    merged = MergedRotary(twin(host), grid)
-    merged.cache.allocate(len(inputs[0]), grid, inputs[0].device, inputs[0].dtype)
-    set_refresh = partial(setattr, merged.cache, "refresh")
-    marks = {"checkpoint": partial(set_refresh, True), "reuse": partial(set_refresh, False)}
-    return Contender(merged, inputs, marks, "free block")

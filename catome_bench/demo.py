@@ -20,7 +20,7 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 
 from catome_adapters import MergeRecipe, SessionSummary, attach
 from catome_bench import figures
-from catome_bench.pipeline import ClassConditionalPipeline, load_shipped
+from catome_bench.pipeline import Arch, ClassPipeline, load_shipped
 from catome_core import CheckpointSchedule, MergePlan, jaccard_distance
 
 CLASSES = ("cat", "coffee", "flower", "temple", "rocket")
@@ -45,7 +45,7 @@ class Pair(NamedTuple):
 class Artist:
     """Draws one picture at a time, each with a seed of its own."""
 
-    def __init__(self, pipeline: ClassConditionalPipeline, steps: int, size: int) -> None:
+    def __init__(self, pipeline: ClassPipeline, steps: int, size: int) -> None:
         self.pipeline, self.steps, self.size = pipeline, steps, size
 
     def draw(self, name: str, seed: int, label: str) -> Drawing:
@@ -70,7 +70,7 @@ class Artist:
         every = replace(recipe, policy=policy, schedule=CheckpointSchedule.every(1, self.steps), levels="top")
         history: list[dict[str, MergePlan]] = []
         with attach(self.pipeline, every) as session:
-            handle = self.pipeline.unet.register_forward_hook(lambda *_: history.append(session.plans()))
+            handle = self.pipeline.network.register_forward_hook(lambda *_: history.append(session.plans()))
             try:
                 self.draw(name, seed, "pairs")
             finally:
@@ -79,14 +79,15 @@ class Artist:
 
 
 def run_demo(
-    recipe: MergeRecipe, recipe_name: str, *, steps: int, images: int, size: int, output: Path, device: str
+    arch: Arch, recipe: MergeRecipe, recipe_name: str, *, steps: int, images: int, size: int, output: Path, device: str
 ) -> None:
     """Draw `images` pairs of pictures, print a table, and write pictures, curves and `results.json` to `output`."""
     console = Console()
-    artist = Artist(load_shipped().to(device), steps, size)
+    artist = Artist(load_shipped(arch).to(device), steps, size)
     names = list(islice(cycle(CLASSES), images))
     console.print(
-        f"{images} pictures, {size} x {size} pixels, {steps} steps, recipe {recipe_name!r}, {device_name(device)}"
+        f"{images} pictures by the shipped {arch}, {size} x {size} pixels, {steps} steps, recipe {recipe_name!r}, "
+        f"{device_name(device)}"
     )
     warm_up(artist, recipe, names[0])
     pairs = [artist.draw_pair(name, seed, recipe) for seed, name in enumerate(names)]
@@ -95,7 +96,7 @@ def run_demo(
     console.print(render(results))
     curves = jaccard(history)
     figures.write_all(output, pairs, history, curves)
-    settings = {"recipe": json.loads(recipe.to_json()), "steps": steps, "images": images, "size": size}
+    settings = {"recipe": json.loads(recipe.to_json()), "arch": arch, "steps": steps, "images": images, "size": size}
     report = {"machine": machine(device), "settings": settings, "results": results, "jaccard": curves}
     (output / "results.json").write_text(json.dumps(report, indent=2) + "\n")
     console.print(f"written to {output}: " + ", ".join(sorted(file.name for file in output.iterdir())))

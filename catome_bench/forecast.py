@@ -16,7 +16,7 @@ from catome_adapters import MergeRecipe, MergeSite, find_sites
 from catome_adapters.arithmetic import TEXT_TOKENS, count_saved, count_work
 from catome_adapters.prediction import attached_levels, predict_levels
 from catome_adapters.recipe import Scope
-from catome_adapters.sites import at_size
+from catome_adapters.unets import at_size
 from catome_bench.pipeline import SHIPPED_MODEL
 
 SHIPPED_SCALE, USUAL_SCALE = 2, 8

@@ -1,4 +1,4 @@
-"""Frechet distance between two sets of pictures, in the features of the shipped model's own encoder."""
+"""Frechet distance between two sets of pictures, in the features of the shipped UNet's own encoder."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ from einops import rearrange
 from torch import Tensor
 
 from catome_bench.photographs import to_latents
-from catome_bench.pipeline import ClassConditionalPipeline, class_tokens
+from catome_bench.pipeline import ClassPipeline, class_tokens
 
 # All but free of noise: the encoder sees the finished picture.
 TIMESTEP = 10
 
 
 @torch.no_grad()
-def picture_features(pipeline: ClassConditionalPipeline, pictures: Tensor) -> Tensor:
+def picture_features(pipeline: ClassPipeline, pictures: Tensor) -> Tensor:
     """What the unconditional encoder sees at every place of its coarsest grid.
 
     A place counts as a sample: it takes few pictures to have many more samples than channels.
 
     Args:
-        pipeline: The one of `load_shipped`, unmerged.
+        pipeline: That of `load_shipped("unet")`, unmerged.
         pictures: Pictures (batch, 3, size, size), float, in [0, 1].
 
     Returns:
         Features (batch * places, channels), float64.
     """
-    unet, classes = pipeline.unet, len(pipeline.config.class_names)
+    unet, classes = pipeline.network, len(pipeline.config.class_names)
     latents = to_latents(pictures.to(unet.device, unet.dtype) * 2 - 1)
     no_class = class_tokens(torch.full((len(pictures),), classes, device=unet.device), classes)
     features: list[Tensor] = []

@@ -15,6 +15,7 @@ from catome_bench.contenders import Entrant, enter_block, enter_rungs
 from catome_bench.kernels import HEAD_SIZES, race_kernels
 from catome_bench.networks import enter_network
 from catome_bench.operations import SHAPES, race_operations, race_windows
+from catome_bench.pipeline import PIPELINES
 from catome_bench.race import race
 from catome_core import TokenGrid
 from catome_core.ladder import LADDER
@@ -214,7 +215,9 @@ def _race_network(setting: Setting, name: str, mode: str) -> list[Row]:
 
 
 def _pipeline_jobs(setting: Setting, cases: Sequence[str]) -> Iterator[Job]:
-    # It loads the shipped model and what draws with it.
+    # It loads the shipped models and what draws with them.
     from catome_bench.pictures import run_pictures
 
-    yield Job("pipeline", "shipped", "", partial(run_pictures, device=setting.device))
+    for arch in PIPELINES:
+        if arch in (cases or ("unet",)):
+            yield Job("pipeline", arch, "", partial(run_pictures, arch=arch, device=setting.device))

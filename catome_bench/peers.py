@@ -30,7 +30,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from catome_adapters.clock import SchedulerClock
-from catome_adapters.sites import denoiser
+from catome_adapters.surveying import denoisers
 
 # Their blocks were written for these; with another they would leave the norm's modulation out and say nothing.
 KNOWN_NORMS = ("layer_norm", "ada_norm", "ada_norm_zero")
@@ -54,6 +54,10 @@ class PeerSteps:
         """A run begins; called by the scheduler."""
         self.begin_step(0, total)
 
+    def begin_at(self, step: int, total: int) -> None:
+        """The run begins at this step; called by the scheduler."""
+        self.begin_step(step, total)
+
     def end_step(self, step: int, total: int) -> None:
         """A step is done; called by the scheduler."""
         self.begin_step(step + 1, total)
@@ -62,7 +66,7 @@ class PeerSteps:
 @contextmanager
 def tomesd(model: Any, ratio: float = 0.5) -> Iterator[None]:
     """The package tomesd 0.1.3: a fixed share of the tokens, matched anew at every step, random destinations."""
-    with _patched(_package("tomesd", "tomesd==0.1.3"), denoiser(model), ratio=ratio):
+    with _patched(_package("tomesd", "tomesd==0.1.3"), _network(model), ratio=ratio):
         yield
 
 
@@ -74,7 +78,7 @@ def ca_tome(model: Any, threshold: float = 0.7) -> Iterator[PeerSteps]:
     that draws two pictures starts the second with the pairs of the first, as the package does.
     """
     package = _package("ca_tome", "--no-deps ca-tome==0.1.3")
-    with _patched(package.patch, denoiser(model), compute_on=package.CacheConf.CONFIG_3, r=threshold) as blocks:
+    with _patched(package.patch, _network(model), compute_on=package.CacheConf.CONFIG_3, r=threshold) as blocks:
         steps, scheduler = PeerSteps(blocks), getattr(model, "scheduler", None)
         clock = None if scheduler is None else SchedulerClock.listen(scheduler, steps)
         try:
@@ -87,10 +91,11 @@ def ca_tome(model: Any, threshold: float = 0.7) -> Iterator[PeerSteps]:
 @contextmanager
 def todo(model: Any, stride: int = 2) -> Iterator[None]:
     """ToDo's idea (Smith et al. 2024): keys and values from every second row and column, queries whole."""
-    network, grid = denoiser(model), [0, 0]
+    network, grid = _network(model), [0, 0]
+    patch = getattr(network, "patch_size", 1)
 
     def see_grid(module: nn.Module, args: tuple[Any, ...]) -> None:
-        grid[:] = args[0].shape[-2:]
+        grid[:] = (side // patch for side in args[0].shape[-2:])
 
     def thin(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
         tokens: Tensor = args[0]
@@ -155,3 +160,8 @@ def _package(name: str, requirement: str) -> ModuleType:
         if error.name != name:
             raise
         raise ModuleNotFoundError(f"not installed: pip install {requirement}", name=name) from None
+
+
+def _network(model: Any) -> nn.Module:
+    """The one network that these packages know."""
+    return next(iter(denoisers(model).values()))

@@ -1,4 +1,4 @@
-"""Level "pipeline" of the benchmark: whole pictures of the shipped model, fidelity beside time."""
+"""Level "pipeline" of the benchmark: whole pictures of a shipped model, fidelity beside time."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from itertools import cycle, islice
 from statistics import mean, median
 from typing import Any, NamedTuple
 
 import torch
 from rich.table import Table
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 from tqdm import tqdm
 
@@ -21,7 +22,7 @@ from catome_adapters import RECIPES, MergeRecipe, attach, find_sites
 from catome_bench.demo import CLASSES, Artist
 from catome_bench.frechet import frechet_distance, picture_features
 from catome_bench.peers import PEERS
-from catome_bench.pipeline import ClassConditionalPipeline, load_shipped
+from catome_bench.pipeline import Arch, ClassPipeline, load_shipped
 from catome_core import AdaptiveMerge
 
 REFERENCE = "unmerged"
@@ -60,8 +61,9 @@ def fixed(removed: float, radius: int | None = None, **changes: Any) -> MergeRec
     return replace(RECIPES["default"], policy=policy, levels=(1,), **changes)
 
 
-def recipes() -> dict[str, MergeRecipe]:
-    """Our recipes by name; the shipped model has no consecutive blocks, so segments would change nothing."""
+def recipes(arch: Arch) -> dict[str, MergeRecipe]:
+    """Our recipes by name; the UNet has no consecutive blocks, so there segments would change nothing."""
+    joined = {"50 % block, joined": fixed(0.5, scope="block", segment=7)} if arch == "dit" else {}
     default = RECIPES["default"]
     return {
         **{name: RECIPES[name] for name in ("default", "keys", "paper")},
@@ -74,16 +76,17 @@ def recipes() -> dict[str, MergeRecipe]:
         "50 % own cell": fixed(0.5, radius=0),
         "50 % by output": fixed(0.5, metric="output"),
         "50 % plain": fixed(0.5, proportional=False),
+        "50 % keys plain": fixed(0.5, scope="keys", proportional=False),
         "25 % block": fixed(0.25, scope="block"),
         "50 % block": fixed(0.5, scope="block"),
+        "50 % block plain": fixed(0.5, scope="block", proportional=False),
+        **joined,
     }
 
 
-def subjects(total: int) -> dict[str, Subject]:
+def subjects(total: int, arch: Arch = "unet") -> dict[str, Subject]:
     """Every subject of a run of `total` steps, by name."""
-    ours = {
-        name: Subject("ours", lambda pipe, recipe=recipe: attach(pipe, recipe)) for name, recipe in recipes().items()
-    }
+    ours = {name: Subject("ours", partial(attach, recipe=recipe)) for name, recipe in recipes(arch).items()}
     peers = {name: Subject("peer", peer) for name, peer in PEERS.items()}
     shorter = [Subject("fewer steps", share=share) for share in FEWER]
     fewer = {f"{one.steps(total)} steps": one for one in shorter if one.steps(total) < total}
@@ -92,6 +95,7 @@ def subjects(total: int) -> dict[str, Subject]:
 
 def run_pictures(
     *,
+    arch: Arch = "unet",
     steps: Sequence[int] = (50, 10),
     images: int = 4,
     size: int = 128,
@@ -101,9 +105,10 @@ def run_pictures(
     """Draw the same pictures with every subject, one picture after the other, and compare them with the unmerged.
 
     Args:
+        arch: Shipped network that draws.
         steps: Lengths of the unmerged run; each is a comparison of its own.
         images: Pictures, each of a class and seed of its own.
-        size: Pixels along each side; 128 gives 4,096 top-level tokens.
+        size: Pixels along each side; at 128 the UNet has 4,096 top-level tokens, the DiT 1,024.
         only: Names of subjects; None means all. The unmerged run is always among them.
         device: Torch device.
 
@@ -116,11 +121,12 @@ def run_pictures(
     Raises:
         ValueError: If a subject is unknown or there is nothing to draw.
     """
-    _check(only, steps, images)
-    pipeline = load_shipped().to(device)
+    _check(only, steps, images, arch)
+    pipeline = load_shipped(arch).to(device)
     rows: list[dict[str, Any]] = []
     for total in steps:
-        chosen = {name: one for name, one in subjects(total).items() if only is None or name in (REFERENCE, *only)}
+        everybody = subjects(total, arch)
+        chosen = {name: one for name, one in everybody.items() if only is None or name in (REFERENCE, *only)}
         rows += _compare(pipeline, chosen, total, images, size)
     return {"images": images, "size": size, "rows": rows}
 
@@ -138,23 +144,24 @@ def render_pictures(results: Mapping[str, Any]) -> Table:
     return table
 
 
-def _check(only: Sequence[str] | None, steps: Sequence[int], images: int) -> None:
+def _check(only: Sequence[str] | None, steps: Sequence[int], images: int, arch: Arch) -> None:
     if images < 1:
         raise ValueError(f"images is {images}; expected at least 1")
-    known = {name: None for total in steps for name in subjects(total)}
+    known = {name: None for total in steps for name in subjects(total, arch)}
     unknown = [name for name in only or () if name not in known]
     if unknown:
         raise ValueError(f"subject is {unknown[0]!r}; expected one of {list(known)}")
 
 
 def _compare(
-    pipeline: ClassConditionalPipeline, chosen: Mapping[str, Subject], total: int, images: int, size: int
+    pipeline: ClassPipeline, chosen: Mapping[str, Subject], total: int, images: int, size: int
 ) -> list[dict[str, Any]]:
     _draw(pipeline, chosen[REFERENCE], "warm up", CLASSES[0], seed=0, total=2, size=size)
     notes = {name: _warm_up(pipeline, subject, size) for name, subject in chosen.items()}
     able = {name: subject for name, subject in chosen.items() if not notes[name]}
     drafts = _draw_all(pipeline, able, total, images, size)
-    features = {name: _features(pipeline, drafts[name]) for name in able}
+    encoder = load_shipped("unet").to(pipeline.device)
+    features = {name: _features(encoder, drafts[name]) for name in able}
     rows = []
     for name, subject in chosen.items():
         row: dict[str, Any] = {"steps": total, "subject": name, "family": subject.family}
@@ -165,7 +172,7 @@ def _compare(
     return rows
 
 
-def _warm_up(pipeline: ClassConditionalPipeline, subject: Subject, size: int) -> str:
+def _warm_up(pipeline: ClassPipeline, subject: Subject, size: int) -> str:
     """Two untimed steps; the reason if it cannot run, which must not cost the others their rows."""
     try:
         _draw(pipeline, subject, "warm up", CLASSES[0], seed=0, total=2, size=size)
@@ -175,7 +182,7 @@ def _warm_up(pipeline: ClassConditionalPipeline, subject: Subject, size: int) ->
 
 
 def _draw_all(
-    pipeline: ClassConditionalPipeline, able: Mapping[str, Subject], total: int, images: int, size: int
+    pipeline: ClassPipeline, able: Mapping[str, Subject], total: int, images: int, size: int
 ) -> dict[str, list[Draft]]:
     drafts: dict[str, list[Draft]] = defaultdict(list)
     with tqdm(total=images * len(able), desc=f"{total} steps", unit="picture") as bar:
@@ -186,21 +193,20 @@ def _draw_all(
     return drafts
 
 
-def _draw(
-    pipeline: ClassConditionalPipeline, subject: Subject, label: str, motif: str, seed: int, total: int, size: int
-) -> Draft:
+def _draw(pipeline: ClassPipeline, subject: Subject, label: str, motif: str, seed: int, total: int, size: int) -> Draft:
     artist = Artist(pipeline, subject.steps(total), size)
-    with subject.apply(pipeline), _counted_keys(pipeline) as keys, torch.random.fork_rng(devices=[]):
+    # Peers give blocks a class of their own, by which nobody would find them.
+    projections = [site.attention.to_k for site in find_sites(pipeline) if site.level == 1]
+    with subject.apply(pipeline), _counted_keys(projections) as keys, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # tomesd and ca-tome draw their destinations from the global generator
         drawing = artist.draw(motif, seed, label)
-    return Draft(drawing.picture, drawing.seconds, 1 - mean(keys) / (size // 2) ** 2)
+    return Draft(drawing.picture, drawing.seconds, 1 - mean(keys) / (size // pipeline.token_pixels) ** 2)
 
 
 @contextmanager
-def _counted_keys(pipeline: ClassConditionalPipeline) -> Iterator[list[int]]:
-    """How many tokens the keys of top-level self-attention are made of, call by call: one measure for everybody."""
+def _counted_keys(projections: Sequence[nn.Module]) -> Iterator[list[int]]:
+    """How many tokens the keys of self-attention are made of, call by call: one measure for everybody."""
     keys: list[int] = []
-    projections = [site.attention.to_k for site in find_sites(pipeline) if site.level == 1]
     handles = [one.register_forward_pre_hook(lambda _, args: keys.append(args[0].shape[1])) for one in projections]
     try:
         yield keys
@@ -209,8 +215,8 @@ def _counted_keys(pipeline: ClassConditionalPipeline) -> Iterator[list[int]]:
             handle.remove()
 
 
-def _features(pipeline: ClassConditionalPipeline, drafts: Sequence[Draft]) -> Tensor:
-    return torch.cat([picture_features(pipeline, draft.picture[None]).cpu() for draft in drafts])
+def _features(encoder: ClassPipeline, drafts: Sequence[Draft]) -> Tensor:
+    return torch.cat([picture_features(encoder, draft.picture[None]).cpu() for draft in drafts])
 
 
 def _measure(drafts: Sequence[Draft], reference: Sequence[Draft]) -> dict[str, Any]:

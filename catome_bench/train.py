@@ -1,4 +1,4 @@
-"""`python -m catome_bench.train`: train the small shipped model on six photographs, from nothing."""
+"""`python -m catome_bench.train`: train a small shipped model on six photographs, from nothing."""
 
 from __future__ import annotations
 
@@ -14,13 +14,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from catome_bench.photographs import CLASS_NAMES, PHOTOGRAPHS, load_photograph, random_view, to_latents
-from catome_bench.pipeline import (
-    SHIPPED_MODEL,
-    ClassConditionalPipeline,
-    build_scheduler,
-    build_unet,
-    class_tokens,
-)
+from catome_bench.pipeline import PIPELINES, SHIPPED, Arch, build_scheduler
 
 EMA_DECAY = 0.995
 WARM_UP = 100
@@ -38,24 +32,31 @@ class Stage(NamedTuple):
 
 
 # Small windows first: they cost little and teach colour and texture. The last stage is what the demo draws.
-# It has small batches, at which a rate of 1e-3 diverges.
-STAGES = (Stage(1600, 64, 32, 32, 1e-3), Stage(1200, 64, 64, 16, 1e-3), Stage(900, 128, 128, 4, 3e-4))
+# It has small batches, at which a rate of 1e-3 diverges. A DiT learns where things are in the picture, which no
+# window may shift: it sees whole pictures, small ones first.
+STAGES: dict[Arch, tuple[Stage, ...]] = {
+    "unet": (Stage(1600, 64, 32, 32, 1e-3), Stage(1200, 64, 64, 16, 1e-3), Stage(900, 128, 128, 4, 3e-4)),
+    "dit": (Stage(1400, 64, 64, 16, 1e-3), Stage(450, 128, 128, 4, 3e-4), Stage(700, 128, 128, 4, 3e-4)),
+}
 
 
 class Trainer:
     """Model, moving average and optimizer; every iteration is seeded by its number, so a resumed run is the same."""
 
-    def __init__(self, device: torch.device, seed: int) -> None:
+    def __init__(self, device: torch.device, seed: int, arch: Arch = "unet") -> None:
         torch.manual_seed(seed)
         self.device, self.seed, self.iteration = device, seed, 0
-        self.model = build_unet().to(device, memory_format=torch.channels_last)
+        self.arch: Arch = arch
+        # `batch` drops labels, from its own seed; a DiT in training mode would drop others, in each block by itself.
+        self.model = PIPELINES[arch].build_network().to(device, memory_format=torch.channels_last).eval()
+        start_as_identity(self.model)
         self.average = copy.deepcopy(self.model).requires_grad_(False)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), weight_decay=1e-3)
         self.alphas = build_scheduler().alphas_cumprod.to(device)
         self.squares = [load_photograph(photograph) for photograph in PHOTOGRAPHS]
 
     def batch(self, stage: Stage) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Latents, noise, timesteps and class tokens of this iteration."""
+        """Latents, noise, timesteps and labels of this iteration; of every tenth picture or so the label is none."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.iteration)
         labels = torch.randint(len(PHOTOGRAPHS), (stage.batch,), generator=generator)
         views = [random_view(self.squares[label], stage.pixels, generator) for label in labels.tolist()]
@@ -64,23 +65,24 @@ class Trainer:
         strata = (torch.arange(stage.batch) + torch.rand(stage.batch, generator=generator)) / stage.batch
         timesteps = (strata * len(self.alphas)).long()
         dropped = torch.rand(stage.batch, generator=generator) < 0.1
-        tokens = class_tokens(labels.masked_fill(dropped, len(PHOTOGRAPHS)), len(PHOTOGRAPHS)).float()
-        return tuple(t.to(self.device) for t in (latents, noise, timesteps, tokens))
+        labels = labels.masked_fill(dropped, len(PHOTOGRAPHS))
+        return tuple(t.to(self.device) for t in (latents, noise, timesteps, labels))
 
     def step(self, stage: Stage) -> float:
         """One optimizer step of v-prediction; returns the loss."""
-        latents, noise, timesteps, tokens = self.batch(stage)
+        latents, noise, timesteps, labels = self.batch(stage)
         alpha = self.alphas[timesteps].view(-1, 1, 1, 1)
         noisy = alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
         target = alpha.sqrt() * noise - (1 - alpha).sqrt() * latents
         noisy = noisy.contiguous(memory_format=torch.channels_last)
+        conditions = PIPELINES[self.arch].conditions(labels, len(PHOTOGRAPHS), noisy.dtype)
         with torch.autocast(self.device.type, torch.bfloat16):
-            prediction = self.model(noisy, timesteps, tokens, return_dict=False)[0]
+            prediction = self.model(noisy, timesteps, **conditions, return_dict=False)[0]
         loss = F.mse_loss(prediction.float(), target)
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(stage, self.iteration)
+            group["lr"] = learning_rate(STAGES[self.arch], stage, self.iteration)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.iteration += 1
@@ -91,15 +93,27 @@ class Trainer:
     def save(self, file: Path) -> None:
         """Write everything that a later run needs; the old file stays whole until the new one is."""
         state = {name: getattr(self, name).state_dict() for name in ("model", "average", "optimizer")}
-        torch.save(state | {"iteration": self.iteration, "seed": self.seed}, file.with_suffix(".part"))
+        torch.save(
+            state | {"iteration": self.iteration, "seed": self.seed, "arch": self.arch}, file.with_suffix(".part")
+        )
         file.with_suffix(".part").replace(file)
 
     def load(self, file: Path) -> None:
         """Continue where `save` stopped."""
         state = torch.load(file, map_location=self.device, weights_only=True)
+        if state["arch"] != self.arch:
+            raise ValueError(f"{file} trains arch {state['arch']!r}; expected {self.arch!r}: choose another file")
         for name in ("model", "average", "optimizer"):
             getattr(self, name).load_state_dict(state[name])
         self.iteration, self.seed = state["iteration"], state["seed"]
+
+
+def start_as_identity(model: nn.Module) -> None:
+    """Close every gate of a DiT and silence its last layer, as DiT is trained; a UNet has neither."""
+    closed = [block.norm1.linear for block in getattr(model, "transformer_blocks", ())]
+    for layer in [*closed, *filter(None, [getattr(model, "proj_out_2", None)])]:
+        nn.init.zeros_(layer.weight)
+        nn.init.zeros_(layer.bias)
 
 
 def random_window(latents: Tensor, side: int, generator: torch.Generator) -> Tensor:
@@ -109,43 +123,54 @@ def random_window(latents: Tensor, side: int, generator: torch.Generator) -> Ten
     return latents[..., y : y + side, x : x + side]
 
 
-def learning_rate(stage: Stage, iteration: int) -> float:
+def learning_rate(stages: tuple[Stage, ...], stage: Stage, iteration: int) -> float:
     """The stage's rate, after a warm-up at the very beginning, and falling to zero over the last stage."""
-    total = sum(stage.iterations for stage in STAGES)
-    return stage.learning_rate * min(1, (iteration + 1) / WARM_UP, (total - iteration) / STAGES[-1].iterations)
+    total = sum(one.iterations for one in stages)
+    return stage.learning_rate * min(1, (iteration + 1) / WARM_UP, (total - iteration) / stages[-1].iterations)
 
 
-def remaining_stages(done: int) -> Iterator[Stage]:
+def remaining_stages(stages: tuple[Stage, ...], done: int) -> Iterator[Stage]:
     """The stage of every iteration that is still to do."""
-    for stage in STAGES:
+    for stage in stages:
         yield from [stage] * max(0, stage.iterations - done)
         done = max(0, done - stage.iterations)
 
 
 def export(trainer: Trainer, folder: Path) -> None:
     """Write the averaged weights as fp16 safetensors, in diffusers' own folder layout."""
-    unet = copy.deepcopy(trainer.average).to("cpu", torch.float16, memory_format=torch.contiguous_format)
-    ClassConditionalPipeline(unet, build_scheduler(), CLASS_NAMES).save_pretrained(folder)
+    # Not the model's own `to`, which warns of what might need full precision: nothing does.
+    network = copy.deepcopy(trainer.average)
+    nn.Module.to(network, "cpu", torch.float16, memory_format=torch.contiguous_format)
+    PIPELINES[trainer.arch](network, build_scheduler(), CLASS_NAMES).save_pretrained(folder)
 
 
 def train(
-    output: Annotated[Path, typer.Option(help="Folder of the finished pipeline.")] = SHIPPED_MODEL,
+    arch: Annotated[Arch, typer.Option(help="Network to train.")] = "unet",
+    output: Annotated[
+        Path | None, typer.Option(help="Folder of the finished pipeline; by default the shipped.")
+    ] = None,
     checkpoint: Annotated[Path, typer.Option(help="Resumable state; deleted by hand.")] = Path("training.pt"),
     device: Annotated[str, typer.Option(help="Torch device.")] = "cuda" if torch.cuda.is_available() else "cpu",
     seed: Annotated[int, typer.Option(help="Seed of weights, crops and noise.")] = 0,
 ) -> None:
-    """Train the class-conditional pixel UNet; about an hour on 2 CPU cores, minutes on a GPU."""
-    trainer = Trainer(torch.device(device), seed)
+    """Train a class-conditional pixel network; one to two hours on 2 CPU cores, minutes on a GPU."""
+    trainer = Trainer(torch.device(device), seed, arch)
     if checkpoint.exists():
         trainer.load(checkpoint)
-    total = sum(stage.iterations for stage in STAGES)
+    run(trainer, checkpoint)
+    export(trainer, output or SHIPPED / arch)
+
+
+def run(trainer: Trainer, checkpoint: Path) -> None:
+    """Do the iterations that are left, saving now and then."""
+    stages = STAGES[trainer.arch]
+    total = sum(stage.iterations for stage in stages)
     with tqdm(total=total, initial=trainer.iteration, unit="it") as bar:
-        for stage in remaining_stages(trainer.iteration):
+        for stage in remaining_stages(stages, trainer.iteration):
             bar.set_postfix(pixels=stage.window, loss=f"{trainer.step(stage):.4f}")
             bar.update()
             if trainer.iteration % SAVE_EVERY == 0 or trainer.iteration == total:
                 trainer.save(checkpoint)
-    export(trainer, output)
 
 
 if __name__ == "__main__":

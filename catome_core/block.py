@@ -8,11 +8,17 @@ from torch import Tensor, nn
 
 from catome_core.cache import PairCache
 from catome_core.grid import TokenGrid
+from catome_core.intercepting import SlotAttention
 from catome_core.merging import attention_bias, merge, unmerge
+from catome_core.planning import MergePlan
 
 
 class MergedBlock(nn.Module):
     """Wrap a module `(tokens, *args, **kwargs) -> tokens` so that it runs on merged tokens.
+
+    Attention must know of slots: which are padding, and how many tokens each stands for. It is told on the way, where
+    the block calls torch's `scaled_dot_product_attention` or `nn.MultiheadAttention` with as many keys as there are
+    slots. A mask that the caller passes for the tokens becomes that of the anchors there.
 
     Args:
         block: The module; its first argument and its result are (batch, tokens, channels).
@@ -21,17 +27,16 @@ class MergedBlock(nn.Module):
         residual: Return `x + unmerge(block(merge(x)) - merge(x))`, so that every token keeps itself and takes
             only the change of its slot: for blocks with a residual connection of their own.
             False: `unmerge(block(merge(x)))`.
-        mask_argument: The keyword under which the block takes an additive attention mask (batch, 1, 1, slots).
+        mask_argument: For a block with attention code of its own: the keyword under which it takes an additive
+            attention mask (batch, 1, 1, slots).
         proportional: Tell attention how many tokens a key stands for.
-
-    Raises:
-        ValueError: If the plan can have padding, or `proportional` is set, and there is no `mask_argument`.
 
     Examples:
         >>> import torch
         >>> from catome_core import AdaptiveMerge
-        >>> cache = PairCache(AdaptiveMerge(threshold=-1, capacity=0.25, spare="fill"))
-        >>> block = MergedBlock(nn.Linear(8, 8), cache, TokenGrid((4, 4)))
+        >>> cache = PairCache(AdaptiveMerge(threshold=0.5))
+        >>> layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
+        >>> block = MergedBlock(layer, cache, TokenGrid((4, 4)), proportional=True)
         >>> block(torch.randn(2, 16, 8)).shape
         torch.Size([2, 16, 8])
     """
@@ -46,34 +51,54 @@ class MergedBlock(nn.Module):
         proportional: bool = False,
     ) -> None:
         super().__init__()
-        check_mask(cache, mask_argument, proportional)
         self.block, self.cache, self.grid = block, cache, grid
         self.residual, self.mask_argument, self.proportional = residual, mask_argument, proportional
+        _leave_fast_path(block)
 
     def forward(self, tokens: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Run the block on the merged tokens; other arguments pass through as they are.
 
         Raises:
-            ValueError: If the caller passes a mask of its own, whose keys would not be the merged ones.
+            ValueError: If attention should be told of slots and could not be, or if the caller passes the mask that
+                `mask_argument` names, whose keys would not be the merged ones.
         """
         plan = self.cache(tokens, self.grid)
-        if self.mask_argument is not None:
-            if kwargs.get(self.mask_argument) is not None:
-                raise ValueError(f"{self.mask_argument} was passed to a merged block, which makes it; leave it out")
-            kwargs[self.mask_argument] = attention_bias(plan, dtype=tokens.dtype, proportional=self.proportional)
         merged = merge(tokens, plan)
-        result = self.block(merged, *args, **kwargs)
+        call = self._told_by_argument if self.mask_argument else self._told_on_the_way
+        result = call(plan, merged, args, kwargs)
         return tokens + unmerge(result - merged, plan) if self.residual else unmerge(result, plan)
 
+    def _told_by_argument(self, plan: MergePlan, merged: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        name = str(self.mask_argument)
+        if kwargs.get(name) is not None:
+            raise ValueError(f"{name} was passed to a merged block, which makes it; leave it out")
+        bias = attention_bias(plan, dtype=merged.dtype, proportional=self.proportional)
+        return self.block(merged, *args, **kwargs | {name: bias})
 
-def check_mask(cache: PairCache, mask_argument: str | None, proportional: bool) -> None:
-    """Raise ValueError if attention must be told of padding or sizes and there is no way to tell it."""
-    if mask_argument is not None:
-        return
-    if cache.policy.spare == "pad":
-        raise ValueError(
-            "spare='pad' leaves padding that attention must not see, and mask_argument is None; "
-            "name the block's mask argument, or use AdaptiveMerge(spare='fill')"
+    def _told_on_the_way(self, plan: MergePlan, merged: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        padded = self.cache.policy.spare == "pad"
+        # A whole block may attend more than once, or hold several blocks.
+        telling = SlotAttention(plan, proportional=self.proportional, padded=padded, every=True)
+        with telling:
+            result = self.block(merged, *args, **kwargs)
+        if telling.needed and not telling.seen:
+            raise ValueError(self._untold(telling.length))
+        return result
+
+    def _untold(self, slots: int) -> str:
+        needs = f"proportional={self.proportional} and spare={self.cache.policy.spare!r}"
+        return (
+            f"{type(self.block).__name__} did not call scaled_dot_product_attention or nn.MultiheadAttention with "
+            f"{slots} keys, so its attention cannot be told of slots ({needs}): name its mask_argument, or use "
+            "AdaptiveMerge(spare='fill') and proportional=False, for which a block needs to know nothing"
         )
-    if proportional:
-        raise ValueError("proportional=True needs mask_argument, the keyword of the block's additive attention mask")
+
+
+def _leave_fast_path(block: nn.Module) -> None:
+    """Compiled, an encoder layer without hooks is a single kernel, which cannot be told of slots."""
+    for module in block.modules():
+        if isinstance(module, nn.TransformerEncoderLayer) and not module._forward_pre_hooks:
+            module.register_forward_pre_hook(_do_nothing)
+
+
+def _do_nothing(module: nn.Module, args: tuple[Any, ...]) -> None: ...

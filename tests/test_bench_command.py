@@ -390,14 +390,18 @@ def test_the_command_refuses_what_it_does_not_know(small_suite, tmp_path, argume
     assert report is None
 
 
-def test_the_pipeline_level_is_drawn_elsewhere(small_suite, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("cases", "drawn_by"), [((), ["unet"]), (("--case", "dit", "--case", "unet"), ["unet", "dit"])], ids=["unet", "all"]
+)
+def test_the_pipeline_level_is_drawn_elsewhere(small_suite, tmp_path, monkeypatch, cases, drawn_by):
     drawn = pictures.run_pictures
     few = {"steps": (2,), "images": 1, "size": 16, "only": ["ToDo"]}
-    monkeypatch.setattr(pictures, "run_pictures", lambda device: drawn(**few, device=device))
-    result, report = run_command("--level", "pipeline", output=tmp_path / "out.json")
+    monkeypatch.setattr(pictures, "run_pictures", lambda **given: drawn(**few, **given))
+    result, report = run_command("--level", "pipeline", *cases, output=tmp_path / "out.json")
     assert result.exit_code == 0, result.output
-    assert report["tables"][0]["note"] == ""
-    assert {row["subject"] for row in report["tables"][0]["rows"]} == {"unmerged", "ToDo"}
+    assert [(table["case"], table["note"]) for table in report["tables"]] == [(arch, "") for arch in drawn_by]
+    assert all({row["subject"] for row in table["rows"]} == {"unmerged", "ToDo"} for table in report["tables"])
+    assert {file.name for file in tmp_path.iterdir()} == {"out.json", *(f"out-{arch}.png" for arch in drawn_by)}
 
 
 def test_the_gpu_suite_compiles_only_its_headlines():

@@ -83,15 +83,15 @@ ERRORS: dict[str, tuple[Callable[[], object], str, str]] = {
         "'random'",
         r"generator=torch\.Generator",
     ),
-    "padding without mask": (
-        lambda: MergedBlock(nn.Linear(3, 3), PairCache(FULL), GRID),
-        "'pad'.*mask_argument is None",
-        "spare='fill'",
+    "padding without attention that can be told": (
+        lambda: MergedBlock(nn.Linear(3, 3), PairCache(FULL), GRID)(zeros(1, 17, 3)),
+        "Linear.*17 keys.*spare='pad'",
+        "mask_argument.*spare='fill'",
     ),
-    "proportional without mask": (
-        lambda: MergedBlock(nn.Linear(3, 3), PairCache(FILL), GRID, proportional=True),
-        "proportional=True",
-        "mask",
+    "proportional without attention that can be told": (
+        lambda: MergedBlock(nn.Linear(3, 3), PairCache(FILL), GRID, proportional=True)(zeros(1, 17, 3)),
+        "Linear.*9 keys.*proportional=True",
+        "mask_argument.*proportional=False",
     ),
     "two masks": (lambda: masked_block()(zeros(1, 17, 3), attn_mask=zeros(17)), "attn_mask was passed", "leave it out"),
     "plans of different layers": (lambda: jaccard_distance(PLAN, OTHER_PLAN), "17 and 16", "of one layer"),
@@ -130,5 +130,6 @@ def test_a_plan_without_padding_needs_no_mask():
 
 def test_a_plan_without_places_needs_a_mask_still():
     """`fit` may give it places, and with them padding."""
-    with pytest.raises(ValueError, match="mask_argument is None"):
-        MergedBlock(nn.Identity(), PairCache(AdaptiveMerge(capacity=0)), GRID)
+    block = MergedBlock(nn.Identity(), PairCache(AdaptiveMerge(capacity=0)), GRID)
+    with pytest.raises(ValueError, match="Identity did not call scaled_dot_product_attention"):
+        block(zeros(2, 17, 3))

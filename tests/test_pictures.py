@@ -115,6 +115,16 @@ def test_every_subject_has_one_row_that_json_takes(results):
     assert {"tomesd", "ca-tome", "ToDo", "2 steps", "default", "50 %"} <= set(rows(results))
 
 
+def test_the_dit_joins_its_blocks_and_counts_its_own_tokens():
+    """A quarter as many as the UNet has; joined blocks are merged once."""
+    only = ["50 %", "50 % block", "50 % block, joined", "ToDo"]
+    drawn = rows(run_pictures(arch="dit", steps=(3,), images=1, size=32, only=only))
+    assert list(drawn) == ["unmerged", *only]
+    assert [drawn[name]["removed"] for name in drawn] == [0, 0.5, 0.5, 0.5, 0.75]
+    assert len({drawn[name]["psnr"] for name in drawn}) == 5
+    assert "50 % block, joined" not in subjects(3, "unet")
+
+
 def test_the_unmerged_run_is_the_reference(results):
     row = rows(results)["unmerged"]
     assert (row["speedup"], row["psnr"], row["ssim"], row["frechet"], row["removed"]) == (1, None, 1, 0, 0)
@@ -199,13 +209,27 @@ def test_the_scatter_plot_labels_every_subject_legibly():
     assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
 
 
-def test_calibrate_holds_every_block_part_and_scope_against_the_unmerged_run(tmp_path):
+@pytest.mark.parametrize("arch", ["unet", "dit"])
+def test_calibrate_holds_every_block_part_and_scope_against_the_unmerged_run(tmp_path, arch):
     file = tmp_path / "calibration.json"
-    arguments = ["--steps", "3", "--images", "1", "--size", "16", "--floor", "45", "--output", str(file)]
+    arguments = [
+        "--arch",
+        arch,
+        "--steps",
+        "3",
+        "--images",
+        "1",
+        "--size",
+        "16",
+        "--floor",
+        "45",
+        "--output",
+        str(file),
+    ]
     result = CliRunner().invoke(app, ["calibrate", *arguments], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     report = json.loads(file.read_text())
-    assert list(report["psnr"]) == list(report["best"]) == [site.name for site in find_sites(load_shipped())]
+    assert list(report["psnr"]) == list(report["best"]) == [site.name for site in find_sites(load_shipped(arch))]
     for site, parts in report["psnr"].items():
         assert {part: set(scopes) for part, scopes in parts.items()} == {part: set(SCOPES) for part in PARTS}
         assert report["best"][site] == best_scopes(parts, 45)
@@ -215,12 +239,12 @@ def test_calibrate_holds_every_block_part_and_scope_against_the_unmerged_run(tmp
     assert result.output.count("*") == 1 + sum(
         best is not None for part in report["best"].values() for best in part.values()
     )
-    assert_is_the_damage_of(find_sites(load_shipped())[0].name, "late", "keys", report["psnr"])
+    assert_is_the_damage_of(find_sites(load_shipped(arch))[0].name, "late", "keys", report["psnr"], arch)
 
 
-def assert_is_the_damage_of(name: str, part: str, scope: Any, psnr: dict[str, Any]) -> None:
+def assert_is_the_damage_of(name: str, part: str, scope: Any, psnr: dict[str, Any], arch: Any) -> None:
     """One of its figures, measured anew."""
-    artist = Artist(load_shipped(), 3, 16)
+    artist = Artist(load_shipped(arch), 3, 16)
     (site,) = [site for site in find_sites(artist.pipeline) if site.name == name]
     policy = AdaptiveMerge(threshold=-1, capacity=0.25, spare="fill")
     unmerged = artist.draw("cat", 0, "").picture

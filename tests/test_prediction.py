@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from catome_adapters import RECIPES, MergeRecipe, MergeSite, find_sites, prediction
 from catome_adapters.arithmetic import TEXT_TOKENS, count_saved, count_work
 from catome_adapters.prediction import LevelGain, Machine, predict, winning_levels
-from catome_adapters.sites import at_size
+from catome_adapters.unets import LAYOUT, at_size
 from catome_bench.cli import app
 from catome_bench.forecast import Forecast, build_network, foresee
 from catome_bench.pipeline import SHIPPED_MODEL
@@ -58,7 +58,7 @@ def folder(path: Path, **config: Any) -> Path:
 def meta_site(channels: int = 48, heads: int = 4) -> MergeSite:
     with torch.device("meta"):
         block = BasicTransformerBlock(channels, heads, channels // heads, cross_attention_dim=32)
-    return MergeSite("block", block, block.attn1, nn.Identity(), 1)
+    return MergeSite("block", block, block.attn1, nn.Identity(), 1, layout=LAYOUT)
 
 
 def counted(module: nn.Module, *inputs: Tensor, **options: Any) -> int:
@@ -85,7 +85,8 @@ def test_saving_is_what_the_shorter_sequence_does_not_compute(scope, removed):
 def test_adapters_and_lower_precision_leave_the_count_alone():
     site = meta_site()
     halved = count_work(site)._replace(itemsize=2)
-    assert count_work(MergeSite("block", site.block.half(), site.attention, site.host, 1)) == halved
+    site.block.half()
+    assert count_work(site) == halved
 
 
 @pytest.mark.parametrize(

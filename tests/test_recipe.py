@@ -34,7 +34,7 @@ recipes = st.builds(
     metric=st.sampled_from(["input", "output"]),
     during=parts,
 )
-NEW = ("metric", "segment", "during")
+NEW = ("metric", "segment", "during", "progressive")
 FIELDS = ("policy", "schedule", "scope", "proportional", "levels", "stride", "seed", *NEW)
 
 
@@ -51,7 +51,7 @@ def test_recipe_saved_before_the_later_fields_has_their_defaults():
     values = json.loads(MergeRecipe(scope="block").to_json())
     saved = json.dumps({name: values[name] for name in FIELDS if name not in NEW})
     assert MergeRecipe.from_json(saved) == MergeRecipe(scope="block")
-    assert [getattr(MergeRecipe(), name) for name in NEW] == ["input", 1, (0.0, 1.0)]
+    assert [getattr(MergeRecipe(), name) for name in NEW] == ["input", 1, (0.0, 1.0), False]
 
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)

@@ -7,15 +7,16 @@ from math import isqrt
 import pytest
 import torch
 from diffusers import (
-    PixArtTransformer2DModel,
     UNet2DModel,
     UNet3DConditionModel,
     UNetMotionModel,
     UNetSpatioTemporalConditionModel,
 )
+from diffusers.models.attention import BasicTransformerBlock
 from torch import Tensor, nn
 
-from catome_adapters import MergeRecipe, attach, find_sites
+from catome_adapters import MergeRecipe, MergeSite, attach, find_sites
+from catome_adapters.unets import LAYOUT
 from catome_core import AdaptiveMerge, CheckpointSchedule, TokenGrid, count_overflow, match_tokens, summarize
 from catome_core.ladder import LADDER
 from models import anatomy, class_pipeline, controlnet, draw, noise, predict, sd_pipeline, sd_unet, sdxl_unet
@@ -58,9 +59,20 @@ def unet_of_text_attention():
     return sd_unet(only_cross_attention=True, mid_block_type=None)
 
 
-def diffusion_transformer():
-    widths = {"num_layers": 1, "attention_head_dim": 8, "num_attention_heads": 2, "cross_attention_dim": 16}
-    return PixArtTransformer2DModel(sample_size=8, caption_channels=8, **widths)
+class Gridless(nn.Module):
+    """Blocks that diffusers knows, in a network whose call tells no grid."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.transformer_blocks = nn.ModuleList([BasicTransformerBlock(8, 2, 4)])
+
+
+class Foreign(nn.Module):
+    """Blocks that nobody knows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.transformer_blocks = nn.ModuleList([nn.Linear(8, 8)])
 
 
 @pytest.mark.parametrize(
@@ -76,7 +88,11 @@ def test_model_without_a_site_is_refused_with_a_remedy(model):
 
 @pytest.mark.parametrize(
     ("model", "reason"),
-    [(unet_of_text_attention, "attends to text"), (diffusion_transformer, "its grid is unknown")],
+    [
+        (unet_of_text_attention, "attends to text"),
+        (Gridless, "the call of Gridless tells no grid: looked for img_ids"),
+        (Foreign, "Linear is not among the blocks whose arguments diffusers tells"),
+    ],
 )
 def test_refusal_names_what_looks_like_a_site_and_why_it_is_none(model, reason):
     with pytest.raises(ValueError, match=rf"transformer_blocks\.0: .*{reason}"):
@@ -386,3 +402,23 @@ def test_summary_is_a_line_a_site():
         assert len(lines) == 1 + len(session.sites)
         for site, line in zip(sorted(names(session.sites)), lines[1:], strict=True):
             assert line.split()[:4] == [site, "4", "2", "64"]
+
+
+def test_site_whose_block_the_model_never_calls_is_found_out():
+    unet = sd_unet()
+    stranger = sd_unet().down_blocks[0].attentions[0].transformer_blocks[0]
+    host = unet.down_blocks[0].attentions[0]
+    site = MergeSite("stranger", stranger, stranger.attn1, host, layout=LAYOUT)
+    recipe = MergeRecipe(AdaptiveMerge(), ONCE, levels="all")
+    message = r"stranger is attached and its host was called, but its block never was"
+    with attach(unet, recipe, sites=[*find_sites(unet), site]) as session, pytest.warns(UserWarning, match=message):
+        told(session, unet, 2)
+
+
+def test_step_that_failed_before_its_blocks_is_no_reason_to_warn():
+    unet = sd_unet()
+    with attach(unet, MergeRecipe(AdaptiveMerge(), ONCE, levels="all")) as session:
+        session.begin_step(0, 10)
+        with pytest.raises(RuntimeError):
+            predict(unet, noise(2, 3, 16, 16))
+        told(session, unet, 2)

@@ -4,13 +4,16 @@ import copy
 import importlib.util
 import inspect
 import warnings
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
+from types import SimpleNamespace
 
 import diffusers.schedulers
 import pytest
 import torch
 from diffusers import (
+    CogVideoXDPMScheduler,
     DDIMScheduler,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
@@ -160,7 +163,10 @@ def test_steps_given_by_hand_are_counted(given):
     assert recipe.policy.recomputed == expected(SCHEDULE, 4)
 
 
-@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+FOR_PICTURES = {name: recipe for name, recipe in RECIPES.items() if not recipe.progressive}
+
+
+@pytest.mark.parametrize("recipe", FOR_PICTURES.values(), ids=FOR_PICTURES)
 @pytest.mark.parametrize("scheduler_class", [DDIMScheduler, EulerDiscreteScheduler])
 def test_every_recipe_repeats_its_images(recipe, scheduler_class):
     pipe = class_pipeline(scheduler_class())
@@ -189,6 +195,31 @@ def test_image_to_image_begins_in_the_middle(scheduler):
         assert recipe.policy.recomputed == expected(SCHEDULE, total, total - calls)
         assert {row.step for row in session.summary().rows} == set(range(total - calls, total))
         assert torch.equal(redraw(pipe), first)
+
+
+@pytest.mark.parametrize("scheduler", IMAGE_TO_IMAGE)
+def test_first_part_of_the_schedule_is_over_when_image_to_image_begins(scheduler):
+    pipe = sd_pipeline(StableDiffusionImg2ImgPipeline, IMAGE_TO_IMAGE[scheduler]())
+    unpatched = redraw(pipe)
+    with attach(pipe, make_recipe()):
+        merged = redraw(pipe)
+    with attach(pipe, replace(make_recipe(), during=(0.0, 0.4))):
+        assert torch.equal(redraw(pipe), unpatched)
+    with attach(pipe, replace(make_recipe(), during=(0.4, 1.0))):
+        assert torch.equal(redraw(pipe), merged)
+    assert not torch.equal(merged, unpatched)
+
+
+@torch.no_grad()
+def test_timestep_is_found_wherever_step_takes_it():
+    """CogVideoX's own scheduler takes it third, after the sample that the step before predicted."""
+    unet, scheduler = sd_unet(), CogVideoXDPMScheduler()
+    with attach(SimpleNamespace(unet=unet, scheduler=scheduler), make_recipe()) as session:
+        scheduler.set_timesteps(6)
+        for timestep in scheduler.timesteps[3:]:
+            sample = predict(unet, noise(1, 4, 16, 16))
+            scheduler.step(sample, None, timestep, None, sample)
+        assert {row.step for row in session.summary().rows} == {3, 4, 5}
 
 
 def redraw(pipe):

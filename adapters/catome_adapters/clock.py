@@ -2,86 +2,90 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from torch import Tensor
 
+from catome_adapters.hearing import Hearing
 
-class Listener(Protocol):
+
+class StepListener(Protocol):
     """What is told of the steps."""
 
     def begin_run(self, total: int) -> None:
         """A run of `total` steps begins."""
 
+    def begin_at(self, step: int, total: int) -> None:
+        """The network is about to be called for step `step`, from 0, of `total`: not the first one, perhaps."""
+
     def end_step(self, step: int, total: int) -> None:
         """Step `step`, from 0, of `total` is done."""
 
 
-class _Heard:
-    """A method of one scheduler, with its signature, that the clock hears of; a copy of the scheduler is not heard."""
+class SchedulerClock(Hearing[StepListener]):
+    """Hears of a scheduler's run (`set_timesteps`), its steps (`step`) and where it begins.
 
-    def __init__(self, scheduler: Any, name: str, after: Callable[..., None]) -> None:
-        self.scheduler, self.name, self.after = scheduler, name, after
-        self.method = getattr(scheduler, name)
-        functools.update_wrapper(self, self.method)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        result = self.method(*args, **kwargs)
-        self.after(*args, **kwargs)
-        return result
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., Any]:
-        twin = memo[id(self.scheduler)]
-        return getattr(type(twin), self.name).__get__(twin)
-
-
-class SchedulerClock:
-    """Hears `set_timesteps` and `step` of one scheduler instance, through instance attributes that `stop` removes.
-
-    Their signatures, which pipelines inspect, stay. Several listeners may share a scheduler.
+    Image to image begins in the middle: `set_begin_index` says so where a scheduler has it, else the timestep that
+    `scale_model_input` is given before every call of the network. Their signatures, which pipelines inspect, stay.
     """
 
-    def __init__(self, scheduler: Any) -> None:
-        self.scheduler, self.count = scheduler, 0
-        self.listeners: list[Listener] = []
-        heard = {
-            "set_timesteps": _Heard(scheduler, "set_timesteps", self._after_set_timesteps),
-            "step": _Heard(scheduler, "step", self._after_step),
-            "catome_clock": self,
+    mark = "catome_clock"
+
+    def __init__(self, owner: Any) -> None:
+        names = [*inspect.signature(owner.step).parameters]
+        self.place = names.index("timestep") if "timestep" in names else 1
+        self.count = 0
+        super().__init__(owner)
+
+    @property
+    def total(self) -> int:
+        """Steps of the run."""
+        return len(self.owner.timesteps)
+
+    def _calls(self) -> Mapping[str, Callable[..., Any]]:
+        return {
+            "set_timesteps": self._set_timesteps,
+            "set_begin_index": self._set_begin_index,
+            "scale_model_input": self._scale_model_input,
+            "step": self._step,
         }
-        self.before = {name: value for name, value in vars(scheduler).items() if name in heard}
-        vars(scheduler).update(heard)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> None:
-        """A copy of the scheduler has no clock."""
-
-    @classmethod
-    def listen(cls, scheduler: Any, listener: Listener) -> SchedulerClock:
-        """Tell `listener` of this scheduler's steps from now on."""
-        clock = vars(scheduler).get("catome_clock") or cls(scheduler)
-        clock.listeners.append(listener)
-        return clock
-
-    def stop(self, listener: Listener) -> None:
-        """Tell `listener` no more; the last to leave restores the scheduler."""
-        self.listeners.remove(listener)
-        if not self.listeners:
-            del self.scheduler.set_timesteps, self.scheduler.step, self.scheduler.catome_clock
-            vars(self.scheduler).update(self.before)
-
-    def _after_set_timesteps(self, *args: Any, **kwargs: Any) -> None:
+    def _set_timesteps(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        result = method(*args, **kwargs)
         self.count = 0
         for listener in self.listeners:
-            listener.begin_run(len(self.scheduler.timesteps))
+            listener.begin_run(self.total)
+        return result
 
-    def _after_step(self, *args: Any, **kwargs: Any) -> None:
-        timestep = kwargs["timestep"] if "timestep" in kwargs else args[1]
-        step = _index(self.scheduler.timesteps, timestep)
+    def _set_begin_index(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        result = method(*args, **kwargs)
+        self._begin_at(self.owner.begin_index)
+        return result
+
+    def _scale_model_input(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        self._begin_at(_index(self.owner.timesteps, _argument(1, args, kwargs)))
+        return method(*args, **kwargs)
+
+    def _begin_at(self, step: int | None) -> None:
+        if step is None or not 0 <= step < self.total:
+            return
+        self.count = step
+        for listener in self.listeners:
+            listener.begin_at(step, self.total)
+
+    def _step(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        result = method(*args, **kwargs)
+        step = _index(self.owner.timesteps, _argument(self.place, args, kwargs))
         self.count = (self.count if step is None else step) + 1
         for listener in self.listeners:
-            listener.end_step(self.count - 1, len(self.scheduler.timesteps))
+            listener.end_step(self.count - 1, self.total)
+        return result
+
+
+def _argument(place: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return kwargs["timestep"] if "timestep" in kwargs else args[place] if place < len(args) else None
 
 
 def _index(timesteps: Any, timestep: Any) -> int | None:

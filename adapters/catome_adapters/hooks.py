@@ -2,106 +2,125 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from catome_adapters.arguments import Arguments
 from catome_adapters.arithmetic import count_work
+from catome_adapters.attending import AttentionHooks, KeyedAttentionHooks, Pass
+from catome_adapters.calls import BlockCalls
+from catome_adapters.hosts import GridReader
+from catome_adapters.pairs import SitePairs
 from catome_adapters.prediction import machine_for, predict
 from catome_adapters.recipe import MergeRecipe
-from catome_adapters.report import SiteState, SiteView
-from catome_adapters.segments import as_one
+from catome_adapters.report import SiteView
+from catome_adapters.segments import as_one, refuse_between
 from catome_adapters.sites import MergeSite
-from catome_core import MergePlan, PairCache, TokenGrid, attention_bias, gather_anchors, merge, unmerge
+from catome_core import MergePlan, PairCache, TokenGrid
 from catome_core.cache import PlanKey
-from catome_core.planning import wanted_places
 
-Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+# Guidance makes up to four calls of the network in a step; whoever calls it more often than that is timing it.
+MOST_CALLS = 4
+
+
+class BlockHooks:
+    """Hooks on one block of a segment; first and last block begin and end it."""
+
+    def __init__(self, segment: SiteHooks, calls: BlockCalls) -> None:
+        self.segment, self.calls = segment, calls
+        self.handle: Any = calls.site.block.register_forward_pre_hook(self._before, with_kwargs=True)
+
+    def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
+        return self.segment.enter_block(self.calls, (args, kwargs))
 
 
 class SiteHooks:
     """Merges the tokens of a segment: one site, or several whose blocks the host runs one after the other.
 
-    The host tells the grid, the first block's input (or the output, see `MergeRecipe.metric`) makes the plan, the
+    The reader tells the grid, the first block's input (or the output, see `MergeRecipe.metric`) makes the plan, the
     self-attention of every block uses it.
     """
 
-    def __init__(
-        self, sites: Sequence[MergeSite], recipe: MergeRecipe, seed: int, before_call: Callable[[], None]
-    ) -> None:
-        generator = torch.Generator().manual_seed(seed) if recipe.policy.destination == "random" else None
-        self.sites, self.recipe, self.before_call = tuple(sites), recipe, before_call
-        self.site = as_one(self.sites)
-        self.overdue, self.merging = False, True
-        self.work, self.last = count_work(self.site), None
-        self.cache = PairCache(recipe.policy, generator)
-        self.state = SiteState.unknown(self.site.name)
-        self.grid = TokenGrid((1, 1), recipe.stride)
-        self.forget()
-        self.handles = self._install()
-        self.key_projection: nn.Module | None = None
-        self.key_handle: Any = None
-        self._follow_keys()
+    def __init__(self, sites: Sequence[MergeSite], recipe: MergeRecipe, seed: int, reader: GridReader) -> None:
+        self.sites, self.recipe, self.seed, self.reader = tuple(sites), recipe, seed, reader
+        self.site, self.current = as_one(self.sites), Pass()
+        self.policy = replace(recipe.policy, shared=recipe.policy.shared or self._must_share())
+        self.merging, self.work = True, count_work(self.site)
+        self.last: PlanKey | None = None
+        self.context: str | None = None
+        self.counts: Counter[str | None] = Counter()
+        self.kept: dict[tuple[str | None, int], SitePairs] = {}
+        self.pairs = self._pairs_for(None, 1)
+        self.calls = [BlockCalls(site, leads=site is self.sites[0]) for site in self.sites]
+        self.attentions: list[AttentionHooks] = []
+        self.handles: list[Any] = []
+        self._install()
 
     @property
-    def ran(self) -> bool:
-        """Whether the blocks were called in this step."""
-        return self.seen is not None
+    def cache(self) -> PairCache:
+        """The pairs in use."""
+        return self.pairs.cache
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether the host has been called, and the first block never."""
+        return self.last is None and bool(self.reader.shape)
 
     def forget(self) -> None:
         """Drop what a forward pass leaves behind, also one that did not finish."""
-        self.seen: PlanKey | None = None
-        self.plan: MergePlan | None = None
-        self.entry: tuple[Tensor, Tensor] | None = None
-        self.anchored: Tensor | None = None
-        self.awaits_output = False
+        self.current.clear()
+        for pairs in self.kept.values():
+            pairs.forget()
 
     def reset(self) -> None:
-        """Begin a new run: no plan, the policy's capacity, the seed's destinations; steps merge until told not to."""
-        self.forget()
-        self.overdue, self.merging = False, True
-        self.cache.reset()
-        self.state = SiteState.unknown(self.site.name)
+        """Begin a new run, in which steps merge until told not to."""
+        self.merging = True
+        self.counts.clear()
+        self.enter(self.context)
+        self.current.clear()
+        for pairs in self.kept.values():
+            pairs.reset()
+
+    def enter(self, context: str | None, call: int = 1) -> None:
+        """From now on use the pairs of this context's first call in a step, or of a later one."""
+        self.pairs.unmatched |= self.current.awaits_output
+        self.current.clear()
+        # Memory that a compiled call allocated may be gone in the next call, which other pairs make.
+        self.pairs.cache.settle()
+        self.context, self.pairs = context, self._pairs_for(context, min(call, MOST_CALLS))
+
+    def begin_call(self) -> None:
+        """Before a call of the host, where that can be seen: a second one in a step has pairs of its own."""
+        self.counts[self.context] += 1
+        if self.counts[self.context] > 1:
+            self.enter(self.context, self.counts[self.context])
 
     def begin_step(self, checkpoint: bool, merging: bool) -> None:
         """Before a step: recompute or reuse, or leave the tokens alone."""
-        self._follow_keys()
+        for attention in self.attentions:
+            attention.begin_step()
+        self.counts.clear()
+        self.enter(self.context)
         self.merging = merging
-        if merging:
-            self.cache.refresh = checkpoint or self.overdue or not self.cache.filled
+        for pairs in self.kept.values() if merging else ():
+            pairs.begin_step(checkpoint)
+
+    def finish_step(self) -> list[SitePairs]:
+        """After a step: note what the plans are; those that were recomputed in this step."""
+        self.enter(self.context)
+        return [pairs for pairs in self.kept.values() if pairs.finish_step(self.merging)]
 
     def remove(self) -> None:
         """Take every hook off again."""
-        for handle in self.handles:
+        for handle in (*self.handles, *self.attentions):
             handle.remove()
-        if self.key_handle is not None:
-            self.key_handle.remove()
         self.forget()
-
-    def finish_step(self) -> bool:
-        """After a step: note what the plan is, and whether it was recomputed in this step."""
-        cache, key, merges = self.cache, self.seen, self.seen is not None and self._merges(self.seen)
-        # A site that sat a checkpoint out has pairs from before it: it recomputes when it runs again.
-        self.overdue = cache.refresh and (key is None or self.awaits_output or self.merging > merges)
-        self.forget()
-        cache.settle()
-        if key is None or (merges and not cache.filled):
-            return False
-        fresh = merges and (cache.refresh or key != self.state.key)
-        self.state = self._describe(key, fresh, merges)
-        return fresh
-
-    def _describe(self, key: PlanKey, fresh: bool, merges: bool) -> SiteState:
-        if not merges:
-            return _whole(self.site.name, key, torch.full((key.batch,), key.grid.sources))
-        cache, wanted = self.cache, self.state.wanted
-        if fresh:
-            wanted = wanted_places(cache.match(), cache.policy.threshold)
-        if fresh and self.recipe.metric == "output":
-            return _whole(self.site.name, key, wanted)
-        return SiteState(self.site.name, key, cache.policy.spare, cache.capacity, wanted)
 
     def views(self) -> list[SiteView]:
         """What the report shows of these sites: the last call, if there was one."""
@@ -110,136 +129,114 @@ class SiteHooks:
         whole = not self._gains(self.last)
         return [SiteView(site, self.last.grid, self.last.batch, whole) for site in self.sites]
 
-    @staticmethod
-    def attached(site: MergeSite) -> bool:
-        """Whether a session is at work on this site."""
-        owners = [getattr(hook, "__self__", None) for hook in site.attention._forward_pre_hooks.values()]
-        return any(isinstance(owner, SiteHooks) for owner in owners)
-
-    def _install(self) -> list[Any]:
-        first, last = self.sites[0].block, self.sites[-1].block
-        attentions = [site.attention for site in self.sites]
-        handles = [self.site.host.register_forward_pre_hook(self._see_grid, with_kwargs=True)]
-        handles.append(first.register_forward_pre_hook(self._before_blocks, with_kwargs=True))
-        handles += [each.register_forward_pre_hook(self._before_attention, with_kwargs=True) for each in attentions]
-        if self.recipe.scope == "block":
-            handles.append(last.register_forward_hook(self._after_blocks))
+    def enter_block(self, calls: BlockCalls, call: Arguments) -> Arguments:
+        """Before a block: the first one's tokens make the plan, and merge if whole blocks do."""
+        first = self.calls[0]
+        if calls.leads:
+            self._open(call)
         else:
-            handles.append(attentions[0].register_forward_hook(self._after_attention))
-        return handles
+            calls.lie(first.span, call)
+        plan = self.current.plan
+        if plan is None or self.recipe.scope != "block":
+            return call
+        if calls.leads:
+            tokens = calls.tokens(call)
+            merged = calls.span.merge(tokens, plan)
+            self.current.entry = tokens, merged
+            call = calls.with_tokens(call, merged)
+        return calls.follow(call, plan)
 
-    def _see_grid(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _install(self) -> None:
+        self.handles = [BlockHooks(self, calls).handle for calls in self.calls]
+        for calls in self.calls:
+            self.attentions += [self._listen(one, calls) for one in calls.site.attentions]
+        if self.recipe.metric == "output" and self.recipe.scope != "block":
+            self.handles.append(self.sites[0].attention.register_forward_hook(self._match_attended))
+        self.handles.append(self.sites[-1].block.register_forward_hook(self._leave_blocks))
+        if len(self.sites) > 1:
+            refusal = partial(refuse_between, self.site.name)
+            self.handles.append(self.reader.host.register_forward_pre_hook(refusal, with_kwargs=True))
+        close = getattr(self.reader.measure, "close", None)
+        if len(self.sites) > 1 and close is not None:
+            self.handles.append(close(self.site.name))
+
+    def _listen(self, attention: nn.Module, calls: BlockCalls) -> AttentionHooks:
+        hooks = KeyedAttentionHooks if calls.layout.keys_apart else AttentionHooks
+        return hooks(attention, calls, self.recipe, self.current)
+
+    def _open(self, call: Arguments) -> None:
         if not torch.compiler.is_compiling():
-            self.before_call()
-            self._refuse_checkpointing(module)
-        image = args[0] if args else kwargs["hidden_states"]
-        self.grid = TokenGrid(tuple(image.shape[-2:]), self.recipe.stride)
+            self._refuse_checkpointing()
+        self.reader.refuse_silence(self.site.name)
+        grid = TokenGrid(self.reader.shape, self.recipe.strides(self.reader.shape), self.site.prefix)
+        self.calls[0].measure(call, grid)
+        self.current.plan = self._choose_plan(self.calls[0].tokens(call), grid)
 
-    def _before_blocks(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
-        tokens = args[0]
-        self.plan = self._choose_plan(tokens)
-        if self.recipe.scope != "block" or self.plan is None:
-            return args, kwargs
-        merged = merge(tokens, self.plan)
-        self.entry = tokens, merged
-        return (merged, *args[1:]), kwargs
-
-    def _choose_plan(self, tokens: Tensor) -> MergePlan | None:
+    def _choose_plan(self, tokens: Tensor, grid: TokenGrid) -> MergePlan | None:
         """The plan for these tokens; None to leave them alone, perhaps because the output is to be matched first."""
-        self.seen = self.last = key = PlanKey(len(tokens), self.grid, tokens.device, tokens.dtype)
+        self.pairs.seen = self.last = key = PlanKey(len(tokens), grid, tokens.device, tokens.dtype)
+        self.current.attended = False
         # In this order: compiled code has a graph for every value that it reads.
-        merges = self._merges(key)
-        self.awaits_output = merges and self.recipe.metric == "output" and not self.cache.holds(key)
-        if self.awaits_output or not merges:
+        self.pairs.merges = merges = self.merging and self._gains(key)
+        self.current.awaits_output = merges and self.recipe.metric == "output" and not self.cache.holds(key)
+        if self.current.awaits_output or not merges:
             return None
-        plan = self.cache(tokens, self.grid)
-        return None if self.recipe.policy.is_identity(self.grid, self.cache.capacity) else plan
-
-    def _merges(self, key: PlanKey) -> bool:
-        return self.merging and self._gains(key)
+        plan = self.cache(self.calls[0].span.within(tokens), grid)
+        return None if self.policy.is_identity(grid, self.cache.capacity) else plan
 
     def _gains(self, key: PlanKey) -> bool:
         """Whether merging pays at this size, or was asked for at any. A constant to the compiler."""
         if self.recipe.levels != "auto":
             return True
-        return predict(self.work, key.grid, key.batch, self.recipe, machine_for(key.device.type)).gain > 0
+        machine = machine_for(key.device.type)
+        return predict(self.work, key.grid, key.batch, self.recipe, machine, stepped=self.site.stepped).gain > 0
 
-    def _match_output(self, output: Tensor) -> None:
-        if self.awaits_output and self.seen is not None:
-            self.awaits_output = False
-            # Under autocast the output has another dtype than the input, by which the plan is found again.
-            self.cache(output.to(self.seen.dtype), self.grid)
+    def _match_attended(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        seen = self.pairs.seen
+        if self.current.awaits_output and seen is not None:
+            self._match_output(self.calls[0].attended(output, seen.grid), seen)
 
-    def _before_attention(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
-        if self.plan is None:
-            return args, kwargs
-        tokens = args[0]
-        kwargs = kwargs | {"attention_mask": self._bias(tokens, self.plan, kwargs.get("attention_mask"))}
-        if self.recipe.scope == "keys":
-            self._refuse_fused(module)
-            self.anchored = gather_anchors(tokens, self.plan)
-            return args, kwargs | {"encoder_hidden_states": merge(tokens, self.plan)}
-        if self.recipe.scope == "attention":
-            args = (merge(tokens, self.plan), *args[1:])
-        return args, kwargs
+    def _match_output(self, tokens: Tensor, key: PlanKey) -> None:
+        self.current.awaits_output = False
+        # Under autocast the output has another dtype than the input, by which the plan is found again.
+        self.cache(tokens.to(key.dtype), key.grid)
 
-    def _follow_keys(self) -> None:
-        """With scope="keys", keys are those of the anchors, since a mean of keys is shorter than each of them.
-
-        Adapters such as LoRA put another module in the projection's place, so it is looked up before every step.
-        """
-        projection = getattr(self.site.attention, "to_k", None)
-        if self.recipe.scope != "keys" or projection is None or projection is self.key_projection:
-            return
-        if self.key_handle is not None:
-            self.key_handle.remove()
-        self.key_projection = projection
-        self.key_handle = projection.register_forward_pre_hook(self._before_keys)
-
-    def _before_keys(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return args if self.anchored is None else (self.anchored, *args[1:])
-
-    def _after_attention(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        plan, self.plan, self.anchored = self.plan, None, None
-        self._match_output(output)
-        return output if plan is None or self.recipe.scope == "keys" else unmerge(output, plan)
-
-    def _after_blocks(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        plan, entry = self.plan, self.entry
-        self.plan = self.entry = None
-        self._match_output(output)
+    def _leave_blocks(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        plan, entry, seen = self.current.plan, self.current.entry, self.pairs.seen
+        self.current.plan = self.current.entry = None
+        calls = self.calls[-1]
+        if not self.current.attended:
+            # The block was skipped, and may have been called with the tokens of another one.
+            self.pairs.unmatched = True
+        if self.current.awaits_output and seen is not None:
+            self._match_output(calls.span.within(calls.output(output)), seen)
         if plan is None or entry is None:
             return output
         tokens, merged = entry
-        return tokens + unmerge(output - merged, plan)
+        return calls.with_output(output, tokens + calls.span.unmerge(calls.output(output) - merged, plan))
 
-    def _refuse_checkpointing(self, host: nn.Module) -> None:
-        if len(self.sites) > 1 and torch.is_grad_enabled() and getattr(host, "gradient_checkpointing", False):
+    def _must_share(self) -> bool:
+        """Keys merge behind the rotary embedding, which then needs not follow."""
+        return self.recipe.scope != "keys" and any(site.layout.shared for site in self.sites)
+
+    def _pairs_for(self, context: str | None, call: int) -> SitePairs:
+        key = context, call
+        if key not in self.kept:
+            labels = [label for label in (context, f"call {call}" if call > 1 else None) if label]
+            name = f"{self.site.name} ({', '.join(labels)})" if labels else self.site.name
+            self.kept[key] = SitePairs(name, self._new_cache(), self.recipe.metric)
+        return self.kept[key]
+
+    def _new_cache(self) -> PairCache:
+        # The same seed in every context: what two calls draw is what one batch of both would.
+        generator = torch.Generator().manual_seed(self.seed) if self.policy.destination == "random" else None
+        return PairCache(self.policy, generator)
+
+    def _refuse_checkpointing(self) -> None:
+        told = (self.reader.host, self.reader.measure)
+        checkpointing = any(getattr(one, "gradient_checkpointing", False) for one in told)
+        if len(self.sites) > 1 and torch.is_grad_enabled() and checkpointing:
             raise ValueError(
                 f"{self.site.name} is a segment, and gradient checkpointing would repeat its blocks one by one, "
                 "without the merge that they share; call disable_gradient_checkpointing(), or use segment=1"
             )
-
-    def _refuse_fused(self, attention: nn.Module) -> None:
-        # Not `fused_projections`: diffusers leaves it True when it unfuses.
-        if type(getattr(attention, "processor", None)).__name__.startswith("Fused"):
-            raise ValueError(
-                f"{self.site.name} has fused projections, which take queries and keys from the same tokens; "
-                "call unfuse_qkv_projections(), or use scope='attention'"
-            )
-
-    def _bias(self, tokens: Tensor, plan: MergePlan, mask: Tensor | None) -> Tensor | None:
-        if mask is not None:
-            raise ValueError(
-                f"{self.site.name} was given an attention_mask of shape {tuple(mask.shape)} for its self-attention, "
-                "which does not fit merged keys; detach the session for masked inputs, or leave the mask out"
-            )
-        if self.recipe.policy.spare == "fill" and not self.recipe.proportional:
-            return None
-        bias = attention_bias(plan, dtype=tokens.dtype, proportional=self.recipe.proportional)
-        return bias[:, 0].expand(len(tokens), -1, -1)
-
-
-def _whole(name: str, key: PlanKey, wanted: Tensor | None) -> SiteState:
-    """A step that ran unmerged: every source kept its place."""
-    return SiteState(name, key, "fill", None, wanted)

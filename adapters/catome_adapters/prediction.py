@@ -93,7 +93,9 @@ def machine_for(kind: str) -> Machine:
     return MACHINES["cpu" if kind == "cpu" else "cuda"]
 
 
-def predict(work: SiteWork, grid: TokenGrid, batch: int, recipe: MergeRecipe, machine: Machine) -> Prediction:
+def predict(
+    work: SiteWork, grid: TokenGrid, batch: int, recipe: MergeRecipe, machine: Machine, *, stepped: bool = True
+) -> Prediction:
     """Predict what merging does to one call of a site.
 
     Only Python numbers: cheap enough for every call, and a constant to a compiler.
@@ -104,6 +106,7 @@ def predict(work: SiteWork, grid: TokenGrid, batch: int, recipe: MergeRecipe, ma
         batch: Samples, both halves of guidance counted.
         recipe: Its scope, policy and schedule. Without a fixed capacity half of the tokens is taken to merge.
         machine: From `machine_for`.
+        stepped: Whether the recipe's schedule says which calls match; False: every call does.
     """
 
     def seconds(removed: float, scope: Scope) -> float:
@@ -114,7 +117,7 @@ def predict(work: SiteWork, grid: TokenGrid, batch: int, recipe: MergeRecipe, ma
     ceilings = (block / (block - seconds(removed, recipe.scope)) if block else 1.0 for removed in (0.5, 0.75))
     removed = _removed(grid, recipe)
     overhead = _reuse_seconds(work, grid, batch, recipe, machine)
-    overhead += _checkpoint_share(recipe) * _match_seconds(work, grid, batch, recipe, machine)
+    overhead += (_checkpoint_share(recipe) if stepped else 1) * _match_seconds(work, grid, batch, recipe, machine)
     return Prediction(grid.tokens, work.channels, seconds(removed, recipe.scope), overhead, *ceilings)
 
 
@@ -123,12 +126,12 @@ def predict_site(
 ) -> Prediction:
     """Predict for a site on the device where its weights are, or on another `kind`, such as "cuda"."""
     kind = kind or next((weight.device.type for weight in site.attention.parameters()), "cpu")
-    return predict(count_work(site), grid, batch, recipe, machine_for(kind))
+    return predict(count_work(site), grid, batch, recipe, machine_for(kind), stepped=site.stepped)
 
 
 def usual_grid(site: MergeSite, recipe: MergeRecipe) -> TokenGrid | None:
     """The layout of a site's tokens at the model's default size; None if the model tells none."""
-    return TokenGrid(site.shape, recipe.stride) if site.shape else None
+    return TokenGrid(site.shape, recipe.strides(site.shape), site.prefix) if site.shape else None
 
 
 def predict_levels(sites: Iterable[MergeSite], recipe: MergeRecipe, kind: str = "") -> dict[int, LevelGain]:

@@ -31,7 +31,8 @@ class MergeRecipe:
         levels: "auto" takes the levels where merging is predicted to gain, and merges only in calls where it gains;
             "top" takes the level with the most tokens (paper: D1 and U1), "all" every level, a tuple the levels named
             by their downsampling factor, such as (1, 2): these three merge in every call.
-        stride: Cell size of the grid; one destination per cell.
+        stride: Cell size of the grid, one destination per cell: one number for height and width, with frames each by
+            itself, or a number for every dimension.
         seed: Of the destinations of `policy.destination="random"`.
         metric: What is matched: "input" the block's input (paper), "output" what self-attention returns, or with
             scope="block" what the block does (DiTo, 2026). Then a step that recomputes pairs runs unmerged.
@@ -39,6 +40,11 @@ class MergeRecipe:
             unmerge after the last.
         during: The part of the run in which tokens merge, as fractions of its steps: step s of n merges if
             during[0] <= s / n < during[1]. Outside it the model runs as if nothing were attached.
+        progressive: With scope="block", for models that see every input once: every block merges, between its attention
+            and its feed-forward, some of the tokens that the blocks before it have left, and only the last one unmerges
+            (ToMe, 2023). Every other token is a destination, whatever `stride` says, so a block leaves
+            1 / 2 + policy.capacity of its tokens: 0.46 merges one in 25, 0.5 none. The similarity of the keys that
+            attention compares decides which, not how many: the threshold plays no part.
 
     Raises:
         ValueError: If a value is out of range.
@@ -59,6 +65,7 @@ class MergeRecipe:
     metric: Metric = "input"
     segment: int = 1
     during: tuple[float, float] = (0.0, 1.0)
+    progressive: bool = False
 
     def __post_init__(self) -> None:
         _expect("policy", self.policy, AdaptiveMerge)
@@ -68,8 +75,9 @@ class MergeRecipe:
         self._check_levels()
         self._check_segment()
         self._check_during()
+        self._check_progressive()
         self._freeze_lists()
-        TokenGrid((1, 1), self.stride)
+        TokenGrid((1,) * (len(self.stride) if isinstance(self.stride, tuple) else 2), self.stride)
 
     def _freeze_lists(self) -> None:
         """JSON has lists, which have no hash."""
@@ -101,6 +109,16 @@ class MergeRecipe:
                 "the first fifth of the steps unmerged"
             )
 
+    def _check_progressive(self) -> None:
+        policy = self.policy
+        fits = policy.spare == "fill" and policy.capacity is not None and policy.radius is None
+        if self.progressive and not (fits and self.scope == "block" and self.segment == 1):
+            raise ValueError(
+                f"progressive=True with scope={self.scope!r}, segment={self.segment} and {policy}; expected "
+                "scope='block', segment=1 and a number of tokens that is known in advance: "
+                'AdaptiveMerge(threshold=-1, capacity=0.44, spare="fill"), or RECIPES["tome"]'
+            )
+
     def merges_at(self, step: int, total: int) -> bool:
         """Whether tokens merge in step `step`, from 0, of a run of `total`.
 
@@ -110,6 +128,22 @@ class MergeRecipe:
             [2, 3, 4, 5, 6, 7]
         """
         return self.during[0] <= step / total < self.during[1]
+
+    def strides(self, shape: tuple[int, ...]) -> int | tuple[int, ...]:
+        """The cell size on a grid of this size.
+
+        Raises:
+            ValueError: If the recipe's stride has another number of dimensions.
+
+        Examples:
+            >>> MergeRecipe(stride=2).strides((4, 6)), MergeRecipe(stride=2).strides((5, 4, 6))
+            (2, (1, 2, 2))
+        """
+        if isinstance(self.stride, int):
+            return self.stride if len(shape) == 2 else (1, *(self.stride,) * (len(shape) - 1))
+        if len(self.stride) != len(shape):
+            raise ValueError(f"stride is {self.stride}, and the grid is {shape}; expected a number for each dimension")
+        return self.stride
 
     def to_json(self) -> str:
         """The recipe as a JSON object."""
@@ -152,7 +186,17 @@ RECIPES: Mapping[str, MergeRecipe] = MappingProxyType(
             proportional=False,
             levels="top",
         ),
+        "vit": MergeRecipe(
+            AdaptiveMerge(threshold=-1, capacity=0.25, spare="fill"), CheckpointSchedule.every(1, 50), scope="block"
+        ),
+        "tome": MergeRecipe(
+            AdaptiveMerge(threshold=-1, capacity=0.44, spare="fill"),
+            CheckpointSchedule.every(1, 50),
+            scope="block",
+            progressive=True,
+        ),
     }
 )
 """Recipes by name: "default"; "paper", to the letter; "keys", the closest to the unmerged picture; "tomesd", half of
-the tokens, matched anew at every step."""
+the tokens, matched anew at every step; "vit", half of the tokens of every block, for models that see every input once;
+"tome", for their classification: every block merges 6 % of the tokens that the blocks before it have left."""

@@ -146,7 +146,7 @@ class SessionSummary(NamedTuple):
 
 def render_report(recipe: MergeRecipe, attached: Sequence[SiteView], skipped: Sequence[SkippedSite]) -> str:
     """The text of `MergeSession.report`: headings, and under each the blocks of a transformer as one row."""
-    plain = {"metric": "input", "segment": 1, "during": (0.0, 1.0)}
+    plain = {"metric": "input", "segment": 1, "during": (0.0, 1.0), "progressive": False}
     extra = "".join(f", {name} {getattr(recipe, name)}" for name in plain if getattr(recipe, name) != plain[name])
     head = f"scope {recipe.scope}{extra}, proportional {recipe.proportional}, levels {recipe.levels}, {recipe.policy}"
     groups: dict[str, list[tuple[str, ...]]] = defaultdict(list)
@@ -162,7 +162,7 @@ def render_report(recipe: MergeRecipe, attached: Sequence[SiteView], skipped: Se
 def _cells(view: SiteView, recipe: MergeRecipe) -> tuple[str, ...]:
     """The figures of a site; "?" where the model tells no size and has not been called."""
     site, grid = view.site, view.grid or usual_grid(view.site, recipe)
-    name = site.name.rpartition(".transformer_blocks.")[0] or site.name
+    name = site.name.rpartition(".")[0].removesuffix(".transformer_blocks") or site.name
     if grid is None:
         return (name, str(site.level), "?")
     prediction = predict_site(site, recipe, grid, view.batch)

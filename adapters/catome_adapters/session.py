@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import warnings
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
 
 from catome_adapters.clock import SchedulerClock
+from catome_adapters.contexts import ContextBell, Moment, StepCalls
+from catome_adapters.grids import Measure
 from catome_adapters.hooks import SiteHooks
+from catome_adapters.hosts import GridReader
+from catome_adapters.pairs import choose_rungs
+from catome_adapters.progressive import ProgressiveHooks
 from catome_adapters.recipe import MergeRecipe
 from catome_adapters.report import SessionSummary, StepRecord, render_report
 from catome_adapters.segments import segments
 from catome_adapters.sites import MergeSite, SkippedSite
+from catome_adapters.stacking import refuse_beside
 from catome_core import MergePlan
-from catome_core.ladder import LADDER, choose_rung
 
 NO_STEPS = (
     "nobody tells the session which denoising step this is, so pairs are recomputed at every call and nothing is "
@@ -47,10 +54,16 @@ class MergeSession:
         self._records: list[StepRecord] = []
         self._new_run = True
         self._warned = False
+        self._calls = StepCalls()
+        self._readers: dict[tuple[nn.Module, Measure], GridReader] = {}
+        hooks, length = (ProgressiveHooks, len(sites)) if recipe.progressive else (SiteHooks, recipe.segment)
         self._hooks = [
-            SiteHooks(group, recipe, seed, self._before_call)
-            for seed, group in enumerate(segments(sites, recipe.segment), recipe.seed)
+            hooks(group, recipe, seed, self._reader(group[0]))
+            for seed, group in enumerate(segments(sites, length), recipe.seed)
         ]
+        self._stepped = any(site.stepped for site in self.sites)
+        hosts = dict.fromkeys(site.host for site in self.sites)
+        self._bells = [ContextBell.listen(host, self) for host in hosts if hasattr(host, "cache_context")]
         self._listen()
 
     def __enter__(self) -> MergeSession:
@@ -64,18 +77,21 @@ class MergeSession:
         try:
             self._finish_step()
         finally:
-            for hooks in self._hooks:
+            for hooks in (*self._hooks, *self._readers.values()):
                 hooks.remove()
             self._stop_listening()
+            while self._bells:
+                self._bells.pop().stop(self)
             torch.compiler.reset()
 
     def reset(self) -> None:
         """Forget every plan and the step: the next call begins a run of unknown length."""
         self._step = None
+        self._calls.told.clear()
         for hooks in self._hooks:
             hooks.reset()
 
-    def begin_step(self, step: int, total: int) -> None:
+    def begin_step(self, step: int, total: int, *, context: str | None = None) -> None:
         """Say which step comes next, for models without a scheduler that the session knows.
 
         Step 0, or one that is not after the last, begins a new run. The first step of a run always recomputes.
@@ -83,33 +99,51 @@ class MergeSession:
         Args:
             step: The step that comes next, from 0.
             total: Steps of the run.
+            context: Which call of this step comes next, such as "cond", if there are several: each has pairs of its
+                own. The same step again in another context goes on; in the same one, it begins a new run.
 
         Raises:
             ValueError: If the step lies outside the run.
         """
         if not 0 <= step < total:
             raise ValueError(f"step is {step} of {total}; expected 0 to {total - 1}: steps count from 0")
-        self._finish_step()
-        if self._step is None or step <= self._step:
-            self.begin_run(total)
-        self._start(step, total)
+        self._calls.context = context
+        self._tell(step, total, (None, context))
 
     def begin_run(self, total: int) -> None:
         """A run of `total` steps begins; called by the scheduler."""
+        refuse_beside(self.sites, self.recipe)
         self.reset()
         self._new_run = True
         self._start(0, total)
+
+    def begin_at(self, step: int, total: int) -> None:
+        """The run begins at this step; called by the scheduler."""
+        if self._new_run and self._step not in (None, step):
+            self._start(step, total)
 
     def end_step(self, step: int, total: int) -> None:
         """A step is done; called by the scheduler."""
         if self._step is None:
             return
         self._step = step
+        self._warn_of_idle()
         self._finish_step()
         if step + 1 < total:
             self._start(step + 1, total)
         else:
             self.reset()
+
+    @contextmanager
+    def in_context(self, network: nn.Module, name: str, moment: Moment) -> Iterator[None]:
+        """Until this ends, calls of the network are those of a context; called by the network's `cache_context`."""
+        try:
+            with self._calls.inside(network, name):
+                self._hear(network, name, moment)
+                self._enter()
+                yield
+        finally:
+            self._enter()
 
     def report(self) -> str:
         """What is attached, what is not, and why, with what merging is predicted to save and cost at each site."""
@@ -118,8 +152,8 @@ class MergeSession:
 
     def plans(self) -> dict[str, MergePlan]:
         """Copies of the plans in use, by site; empty before the first call and after the last step of a run."""
-        caches = {hooks.site.name: hooks.cache for hooks in self._hooks if hooks.cache.filled}
-        return {name: _copy(cache.plan()) for name, cache in caches.items()}
+        kept = [pairs for hooks in self._hooks for pairs in hooks.kept.values()]
+        return {pairs.name: _copy(pairs.cache.plan()) for pairs in kept if pairs.cache.filled}
 
     def summary(self) -> SessionSummary:
         """Merged fraction, rung, checkpoint and overflow of every site and step of the last run."""
@@ -129,14 +163,27 @@ class MergeSession:
     def __repr__(self) -> str:
         return f"MergeSession({len(self.sites)} sites, scope={self.recipe.scope!r}, step={self._step} of {self._total})"
 
-    def _before_call(self) -> None:
-        if self._clock is not None and self._source.scheduler is not self._clock.scheduler:
+    def _reader(self, site: MergeSite) -> GridReader:
+        """One reader serves all sites with the same host."""
+        key = (site.host, site.measure)
+        if key not in self._readers:
+            self._readers[key] = GridReader(*key, partial(self._before_call, key))
+        return self._readers[key]
+
+    def _before_call(self, key: tuple[nn.Module, Measure]) -> None:
+        if self._clock is not None and self._source.scheduler is not self._clock.owner:
             self._stop_listening()
             self._listen()
             self.begin_run(len(self._source.scheduler.timesteps))
-        if self._step is None and not self._warned:
+        if self._step is None and self._stepped:
+            refuse_beside(self.sites, self.recipe)
+        if self._step is None and not self._warned and self._stepped:
             self._warned = True
             warnings.warn(NO_STEPS, stacklevel=2)
+        if self._step is not None:
+            for hooks in self._hooks:
+                if hooks.reader is self._readers[key]:
+                    hooks.begin_call()
 
     def _stop_listening(self) -> None:
         if self._clock is not None:
@@ -149,6 +196,27 @@ class MergeSession:
         if hasattr(scheduler, "set_timesteps") and hasattr(scheduler, "step"):
             self._clock = SchedulerClock.listen(scheduler, self)
 
+    def _hear(self, network: nn.Module, name: str, moment: Moment) -> None:
+        """The step that a context tells, if neither a scheduler nor the caller does."""
+        if self._clock or self._calls.explicit or moment.step is None or moment.total is None:
+            return
+        self._tell(moment.step, moment.total, (network, name))
+
+    def _tell(self, step: int, total: int, call: tuple[nn.Module | None, str | None]) -> None:
+        """A call of a step comes next; the first one begins the step."""
+        told = self._calls.told
+        if (step, total) != (self._step, self._total) or not told or call in told:
+            # A step that comes again may follow one that failed before its blocks.
+            if self._step is not None and step > self._step:
+                self._warn_of_idle()
+            self._finish_step()
+            if self._step is None or step <= self._step:
+                self.begin_run(total)
+            self._start(step, total)
+            told.clear()
+        told.add(call)
+        self._enter()
+
     def _start(self, step: int, total: int) -> None:
         self._step, self._total = step, total
         checkpoint = self.recipe.schedule.is_checkpoint(step, total)
@@ -156,30 +224,33 @@ class MergeSession:
         for hooks in self._hooks:
             hooks.begin_step(checkpoint, merging)
 
+    def _enter(self) -> None:
+        for hooks in self._hooks:
+            hooks.enter(self._calls.context_of(hooks.site.host))
+
+    def _warn_of_idle(self) -> None:
+        idle = [hooks.site.name for hooks in self._hooks if hooks.is_idle]
+        if idle:
+            warnings.warn(
+                f"{idle[0]} is attached and its host was called, but its block never was ({len(idle)} such sites): "
+                "nothing merges there; pass the block that the model calls",
+                stacklevel=4,
+            )
+
     def _finish_step(self) -> None:
         """After a step: note what was recomputed, and choose the rungs."""
-        ran = [hooks for hooks in self._hooks if hooks.ran]
+        ran = [pairs for hooks in self._hooks for pairs in hooks.kept.values() if pairs.ran]
         # Nothing ran: told already, or the step of another pipeline with the same scheduler.
-        if self._step is None or not ran:
+        if not ran or (self._step is None and self._stepped):
             return
-        if self._new_run:
+        # A model without steps: every call is a run of its own.
+        if self._new_run or self._step is None:
             self._records.clear()
             self._new_run = False
-        fresh = [hooks for hooks in self._hooks if hooks.finish_step()]
-        self._records.append(StepRecord(self._step, bool(fresh), tuple(hooks.state for hooks in ran)))
+        fresh = [pairs for hooks in self._hooks for pairs in hooks.finish_step()]
+        self._records.append(StepRecord(self._step or 0, bool(fresh), tuple(pairs.state for pairs in ran)))
         if fresh and self.recipe.policy.capacity is None:
-            self._choose_rungs(fresh)
-
-    def _choose_rungs(self, fresh: Sequence[SiteHooks]) -> None:
-        """One capacity for all sites of a grid, so that they share their graphs; one read from the device for all."""
-        levels = defaultdict(list)
-        demands = torch.stack([hooks.cache.demand() for hooks in fresh]).tolist()
-        for hooks, demand in zip(fresh, demands, strict=True):
-            levels[hooks.state.grid].append((hooks, demand))
-        for grid, members in levels.items():
-            rung = choose_rung(LADDER, max(demand for _, demand in members), grid)
-            for hooks, _ in members:
-                hooks.cache.use_capacity(rung)
+            choose_rungs(fresh)
 
 
 def _copy(plan: MergePlan) -> MergePlan:
