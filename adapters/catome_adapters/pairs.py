@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from catome_adapters.report import SiteState
-from catome_core import PairCache
+from catome_core import MergePlan, PairCache
 from catome_core.cache import PlanKey
 from catome_core.ladder import LADDER, choose_rung
 from catome_core.planning import wanted_places
@@ -64,6 +64,11 @@ class SitePairs:
         fresh = merges and (cache.refresh or key != self.state.key)
         self.state = self._describe(key, fresh, merges)
         return fresh
+
+    def copy_plan(self) -> MergePlan:
+        """The plan in use, in memory of its own."""
+        plan = self.cache.plan()
+        return MergePlan(plan.slot.clone(), plan.size.clone(), plan.anchor.clone())
 
     def _describe(self, key: PlanKey, fresh: bool, merges: bool) -> SiteState:
         if not merges:

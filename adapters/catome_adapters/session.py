@@ -153,7 +153,7 @@ class MergeSession:
     def plans(self) -> dict[str, MergePlan]:
         """Copies of the plans in use, by site; empty before the first call and after the last step of a run."""
         kept = [pairs for hooks in self._hooks for pairs in hooks.kept.values()]
-        return {pairs.name: _copy(pairs.cache.plan()) for pairs in kept if pairs.cache.filled}
+        return {pairs.name: pairs.copy_plan() for pairs in kept if pairs.cache.filled}
 
     def summary(self) -> SessionSummary:
         """Merged fraction, rung, checkpoint and overflow of every site and step of the last run."""
@@ -251,7 +251,3 @@ class MergeSession:
         self._records.append(StepRecord(self._step or 0, bool(fresh), tuple(pairs.state for pairs in ran)))
         if fresh and self.recipe.policy.capacity is None:
             choose_rungs(fresh)
-
-
-def _copy(plan: MergePlan) -> MergePlan:
-    return MergePlan(plan.slot.clone(), plan.size.clone(), plan.anchor.clone())
