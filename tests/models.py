@@ -127,7 +127,7 @@ def _vocabulary() -> dict[str, int]:
     return {name: index for index, name in enumerate(names)}
 
 
-def vae() -> AutoencoderKL:
+def vae(**changes: Any) -> AutoencoderKL:
     """Halves the image once: a picture of 32 pixels has latents of 16."""
     with seeded():
         return AutoencoderKL(
@@ -135,6 +135,7 @@ def vae() -> AutoencoderKL:
             down_block_types=("DownEncoderBlock2D",) * 2,
             up_block_types=("UpDecoderBlock2D",) * 2,
             norm_num_groups=4,
+            **changes,
         ).eval()
 
 

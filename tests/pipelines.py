@@ -25,7 +25,7 @@ from diffusers import (
 from torch import Tensor, nn
 
 from architectures import ARCHITECTURES, TEXT
-from models import noise, quiet, seeded
+from models import noise, quiet, seeded, vae
 
 
 @dataclass(frozen=True)
@@ -54,15 +54,8 @@ class Pipeline:
 
 
 def autoencoder() -> AutoencoderKL:
-    """Halves the image once, in four channels."""
-    with seeded():
-        return AutoencoderKL(
-            block_out_channels=(8, 8),
-            down_block_types=("DownEncoderBlock2D",) * 2,
-            up_block_types=("UpDecoderBlock2D",) * 2,
-            norm_num_groups=4,
-            shift_factor=0.0,
-        ).eval()
+    """For pipelines of transformers, which shift their latents as well."""
+    return vae(shift_factor=0.0)
 
 
 def prompt(seed: int = 1, batch: int = 1) -> Tensor:

@@ -154,7 +154,7 @@ class SiteHooks:
             self.handles.append(self.sites[0].attention.register_forward_hook(self._match_attended))
         self.handles.append(self.sites[-1].block.register_forward_hook(self._leave_blocks))
         if len(self.sites) > 1:
-            refusal = partial(refuse_between, self.site.name)
+            refusal = partial(refuse_between, self.site.name, self.reader.signature)
             self.handles.append(self.reader.host.register_forward_pre_hook(refusal, with_kwargs=True))
         close = getattr(self.reader.measure, "close", None)
         if len(self.sites) > 1 and close is not None:

@@ -35,13 +35,15 @@ def as_one(sites: Sequence[MergeSite]) -> MergeSite:
     return sites[0] if len(sites) == 1 else replace(sites[0], name=f"{sites[0].name} to {last}")
 
 
-def refuse_between(name: str, host: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def refuse_between(
+    name: str, signature: Signature, host: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
     """Before a call of the host: what it adds to the tokens between blocks has a row for every token.
 
     Raises:
         ValueError: If there is something to add.
     """
-    given = Signature.of(host).bind((args, kwargs))
+    given = signature.bind((args, kwargs))
     added = [argument for argument, value in given.items() if "controlnet" in argument and value is not None]
     if added:
         raise ValueError(
