@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 JOBS ?= 2
 
-.PHONY: demo test lint types docs clean
+.PHONY: demo test lint types docs matrix clean
 
 demo: $(VENV)/.bench
 	$(BIN)/catome demo $(DEMO)
@@ -20,6 +20,10 @@ types: $(VENV)/.dev
 
 docs: $(VENV)/.dev
 	$(BIN)/mkdocs build --strict
+
+# The table of docs/architectures.md, by trying everything.
+matrix: $(VENV)/.dev
+	PYTHONPATH=tests $(BIN)/python -m tools.matrix
 
 clean:
 	rm -rf $(VENV) site catome-demo

@@ -1,1 +1,1 @@
-"""The shipped small model, and the `catome` command that shows what merging does to it."""
+"""The shipped small models, and the `catome` command that shows what merging does to them."""

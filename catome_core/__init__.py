@@ -1,35 +1,51 @@
 """Cached Adaptive Token Merging as pure tensor operations: static shapes, and no state but the cache."""
 
-from catome_core.attending import attend_without_mask
+from catome_core.attention.channels import attend_without_mask
+from catome_core.attention.intercept import InterceptAttention, RecordKeys
+from catome_core.attention.masks import attention_bias
 from catome_core.block import MergedBlock
 from catome_core.cache import PairCache
+from catome_core.capacity import LADDER, fit_capacity
 from catome_core.grid import TokenGrid, choose_destinations
 from catome_core.matching import Match, match_tokens
-from catome_core.merging import attention_bias, gather_anchors, merge, unmerge
-from catome_core.planning import MergePlan, count_overflow, plan_merge
+from catome_core.merging import gather_anchors, merge, merge_weighted, unmerge
+from catome_core.planning import MergePlan, PlanIndex, count_overflow, count_unmergeable, plan_merge
+from catome_core.plans import compose, extend, sort_slots
 from catome_core.policy import AdaptiveMerge
 from catome_core.schedule import PAPER_SCHEDULES, CheckpointSchedule
+from catome_core.storage import PlanKey
 from catome_core.summary import PlanSummary, jaccard_distance, summarize
 
 __all__ = [
+    "LADDER",
     "PAPER_SCHEDULES",
     "AdaptiveMerge",
     "CheckpointSchedule",
+    "InterceptAttention",
     "Match",
     "MergePlan",
     "MergedBlock",
     "PairCache",
+    "PlanIndex",
+    "PlanKey",
     "PlanSummary",
+    "RecordKeys",
     "TokenGrid",
     "attend_without_mask",
     "attention_bias",
     "choose_destinations",
+    "compose",
     "count_overflow",
+    "count_unmergeable",
+    "extend",
+    "fit_capacity",
     "gather_anchors",
     "jaccard_distance",
     "match_tokens",
     "merge",
+    "merge_weighted",
     "plan_merge",
+    "sort_slots",
     "summarize",
     "unmerge",
 ]

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from catome_core.attention.intercept import InterceptAttention
+from catome_core.attention.masks import attention_bias
 from catome_core.cache import PairCache
 from catome_core.grid import TokenGrid
-from catome_core.intercepting import SlotAttention
-from catome_core.merging import attention_bias, merge, unmerge
+from catome_core.merging import merge, unmerge
 from catome_core.planning import MergePlan
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 
 class MergedBlock(nn.Module):
     """Wrap a module `(tokens, *args, **kwargs) -> tokens` so that it runs on merged tokens.
 
-    Attention must know of slots: which are padding, and how many tokens each stands for. It is told on the way, where
-    the block calls torch's `scaled_dot_product_attention` or `nn.MultiheadAttention` with as many keys as there are
-    slots. A mask that the caller passes for the tokens becomes that of the anchors there.
+    Attention must take account of slots: which are padding, and how many tokens each stands for. Where the block calls
+    torch's `scaled_dot_product_attention` or `nn.MultiheadAttention` with as many keys as there are slots, the call is
+    intercepted. A mask that the caller passes for the tokens becomes the mask of the anchors there.
+
+    Every `nn.TransformerEncoderLayer` in the block keeps a hook that does nothing: compiled, a layer without hooks is a
+    single kernel, which cannot be intercepted.
 
     Args:
         block: The module; its first argument and its result are (batch, tokens, channels).
@@ -29,7 +36,7 @@ class MergedBlock(nn.Module):
             False: `unmerge(block(merge(x)))`.
         mask_argument: For a block with attention code of its own: the keyword under which it takes an additive
             attention mask (batch, 1, 1, slots).
-        proportional: Tell attention how many tokens a key stands for.
+        proportional: Weigh every key by the number of tokens it stands for.
 
     Examples:
         >>> import torch
@@ -53,51 +60,54 @@ class MergedBlock(nn.Module):
         super().__init__()
         self.block, self.cache, self.grid = block, cache, grid
         self.residual, self.mask_argument, self.proportional = residual, mask_argument, proportional
-        _leave_fast_path(block)
+        _disable_fast_path(block)
 
-    def forward(self, tokens: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(
+        self, tokens: Float[Tensor, "batch tokens channels"], *args: Any, **kwargs: Any
+    ) -> Float[Tensor, "batch tokens channels"]:
         """Run the block on the merged tokens; other arguments pass through as they are.
 
         Raises:
-            ValueError: If attention should be told of slots and could not be, or if the caller passes the mask that
-                `mask_argument` names, whose keys would not be the merged ones.
+            ValueError: If attention must take account of slots and was not intercepted, or if the caller passes the
+                mask that `mask_argument` names, whose keys would not be the merged ones.
         """
         plan = self.cache(tokens, self.grid)
         merged = merge(tokens, plan)
-        call = self._told_by_argument if self.mask_argument else self._told_on_the_way
-        result = call(plan, merged, args, kwargs)
+        run = self._run_with_mask if self.mask_argument else self._run_intercepted
+        result = run(plan, merged, args, kwargs)
         return tokens + unmerge(result - merged, plan) if self.residual else unmerge(result, plan)
 
-    def _told_by_argument(self, plan: MergePlan, merged: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _run_with_mask(self, plan: MergePlan, merged: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         name = str(self.mask_argument)
         if kwargs.get(name) is not None:
             raise ValueError(f"{name} was passed to a merged block, which makes it; leave it out")
         bias = attention_bias(plan, dtype=merged.dtype, proportional=self.proportional)
         return self.block(merged, *args, **kwargs | {name: bias})
 
-    def _told_on_the_way(self, plan: MergePlan, merged: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _run_intercepted(self, plan: MergePlan, merged: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         padded = self.cache.policy.spare == "pad"
         # A whole block may attend more than once, or hold several blocks.
-        telling = SlotAttention(plan, proportional=self.proportional, padded=padded, every=True)
-        with telling:
+        intercept = InterceptAttention(plan, proportional=self.proportional, padded=padded, all_calls=True)
+        with intercept:
             result = self.block(merged, *args, **kwargs)
-        if telling.needed and not telling.seen:
-            raise ValueError(self._untold(telling.length))
+        if intercept.required and not intercept.was_called:
+            raise ValueError(self._not_reached(intercept.length))
         return result
 
-    def _untold(self, slots: int) -> str:
+    def _not_reached(self, slots: int) -> str:
         needs = f"proportional={self.proportional} and spare={self.cache.policy.spare!r}"
         return (
             f"{type(self.block).__name__} did not call scaled_dot_product_attention or nn.MultiheadAttention with "
-            f"{slots} keys, so its attention cannot be told of slots ({needs}): name its mask_argument, or use "
-            "AdaptiveMerge(spare='fill') and proportional=False, for which a block needs to know nothing"
+            f"{slots} keys, so its attention cannot take account of slots ({needs}): name its mask_argument, or use "
+            "AdaptiveMerge(spare='fill') and proportional=False, which need nothing of a block's attention"
         )
 
 
-def _leave_fast_path(block: nn.Module) -> None:
-    """Compiled, an encoder layer without hooks is a single kernel, which cannot be told of slots."""
+def _disable_fast_path(block: nn.Module) -> None:
+    """Compiled, an encoder layer without hooks is a single kernel, which cannot be intercepted: give it a hook."""
     for module in block.modules():
-        if isinstance(module, nn.TransformerEncoderLayer) and not module._forward_pre_hooks:
+        # Torch has no public way to look for hooks.
+        if isinstance(module, nn.TransformerEncoderLayer) and not module._forward_pre_hooks:  # pyright: ignore[reportPrivateUsage]
             module.register_forward_pre_hook(_do_nothing)
 
 

@@ -2,48 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from catome_core.grid import TokenGrid, choose_destinations
-from catome_core.ladder import LADDER, choose_rung
+from catome_core.capacity import LADDER, fit_capacity
+from catome_core.grid import TokenGrid, choose_destinations, first_offsets, next_offsets
 from catome_core.matching import Match, check_tokens
-from catome_core.places import first_places, next_places
-from catome_core.planning import MergePlan, Route, count_overflow, find_route, wanted_places
+from catome_core.planning import MergePlan, PlanIndex, count_overflow, count_unmergeable
 from catome_core.policy import AdaptiveMerge
+from catome_core.storage import PlanKey, PlanStorage
 
-
-class PlanKey(NamedTuple):
-    """What a stored plan is valid for."""
-
-    batch: int
-    grid: TokenGrid
-    device: torch.device
-    dtype: torch.dtype
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
 
 
 class PairCache(nn.Module):
-    """Remembers the merge plan of one layer, and recomputes it when told to or when the stored one does not fit.
+    """Remembers the merge plan of one layer, and recomputes it if `refresh` is set or the stored one does not fit.
 
-    A stored plan is used only for the batch, grid, dtype and device it was made for. Under `torch.compile` the cache
-    has exactly two graphs, recompute and reuse, if `allocate` (or a call without compilation) came first, and one more
-    otherwise. Its buffers are static memory, as CUDA graphs need, and are not part of the state_dict.
+    A stored plan is used only for the batch, grid, dtype and device it was made for. Compiled, there are two graphs,
+    recompute and reuse, and one more unless `allocate` or an eager call came first. Memory is static: `PlanStorage`.
 
     Args:
         policy: How to merge.
         generator: Draws the destinations of `destination="random"`.
 
     Attributes:
-        capacity: The capacity in use; `fit` moves it.
+        refresh: Recompute at the next calls (True, as after `reset`) or reuse; set by the caller, never by a call.
+        capacity: The capacity in use; `fit` and `set_capacity` change it.
         key: What the stored plan is valid for (batch, grid, device, dtype); None before the first.
-        filled: Whether a plan is stored.
-        adrift: Whether compiled code had to allocate the memory: see `settle`.
+        has_plan: Whether a plan is stored.
+        is_identity: Whether no plan at the capacity in use merges anything, so that merging can be left out.
+        borrowed: Whether compiled code had to allocate the memory, and `own_memory` is to be called.
 
     Raises:
         ValueError: If the policy draws random destinations and there is no generator.
+        RuntimeError: If `plan`, `demand`, `overflow`, `fit` or `set_capacity` is called and no plan is stored.
 
     Examples:
         >>> cache = PairCache(AdaptiveMerge(threshold=0.5))
@@ -54,196 +50,138 @@ class PairCache(nn.Module):
         True
     """
 
-    slot: Tensor
-    size: Tensor
-    anchor: Tensor
-    rows: Tensor
-    starts: Tensor
-    back: Tensor
-    score: Tensor
-    target: Tensor
-    places: Tensor
-    destinations: Tensor
-
     def __init__(self, policy: AdaptiveMerge, generator: torch.Generator | None = None) -> None:
         super().__init__()
         if policy.destination == "random" and generator is None:
             raise ValueError("destination='random' needs a generator; pass generator=torch.Generator().manual_seed(0)")
-        self.policy = policy
-        self.seed = (
-            0 if generator is None else int(torch.randint(2**31, (), generator=generator, device=generator.device))
-        )
+        self.policy, self.storage, self.seed = policy, PlanStorage(), 0
+        if generator is not None:
+            self.seed = int(torch.randint(2**31, (), generator=generator, device=generator.device))
         self.key: PlanKey | None = None
-        self.adrift = False
-        self.filled = False
-        self._refresh = True
+        self.refresh: bool = True
+        self.has_plan: bool = False
+        self.is_identity: bool = False
+        self.borrowed: bool = False
         self.capacity = policy.capacity
-        for name in ("slot", "size", "anchor", "rows", "starts", "back", "target", "places", "destinations"):
-            self.register_buffer(name, torch.empty(0, dtype=torch.int64), persistent=False)
-        self.register_buffer("score", torch.empty(0), persistent=False)
 
-    @property
-    def refresh(self) -> bool:
-        """Recompute at the next calls (True, as after `reset`) or reuse; set by the caller, never by a call.
-
-        Setting it to True is a checkpoint: rotating and random destinations move on. Calls in between do not move
-        them, so a call that is repeated (gradient checkpointing) gives the same plan.
-        """
-        return self._refresh
-
-    @refresh.setter
-    def refresh(self, value: bool) -> None:
-        if value and self.filled:
-            self.places.copy_(next_places(self.policy.destination, self.places))
-        self._refresh = value
-
-    def forward(self, tokens: Tensor, grid: TokenGrid) -> MergePlan:
-        """The plan for tokens (batch, tokens, channels): recomputed if `refresh`, or if none that fits is stored.
-
-        It is a view of static memory, which the next recompute overwrites.
+    def forward(self, tokens: Float[Tensor, "batch tokens channels"], grid: TokenGrid) -> MergePlan:
+        """The plan for these tokens, as views of static memory, which the next recompute overwrites.
 
         Raises:
             ValueError: If the tokens do not fit the grid.
         """
-        check_tokens(tokens, grid)
         key = PlanKey(len(tokens), grid, tokens.device, tokens.dtype)
-        if self.key != key:
+        if self.key != key or tokens.shape[1] != self.storage.slot.shape[1]:
+            check_tokens(tokens, grid)
             self.allocate(*key)
-        if self.refresh or not self.filled:
-            self._recompute(tokens, grid)
-        return self.plan()
+        if self.refresh or not self.has_plan:
+            _recompute(self, tokens.detach(), grid)
+        return _read(self.storage)
 
-    def holds(self, key: PlanKey) -> bool:
+    def begin_step(self, checkpoint: bool) -> None:
+        """Recompute or reuse in the next calls; a checkpoint moves rotating and random destinations on. Eager only."""
+        self.own_memory()
+        # Here and not in a call, which gradient checkpointing repeats.
+        if checkpoint and self.has_plan:
+            self.storage.cell_offsets.copy_(next_offsets(self.policy.destination, self.storage.cell_offsets))
+        self.refresh = checkpoint
+
+    def will_reuse(self, key: PlanKey) -> bool:
         """Whether the next call with such tokens reuses what is stored."""
-        return self.filled and not self.refresh and self.key == key
+        return self.has_plan and not self.refresh and self.key == key
 
     def plan(self) -> MergePlan:
-        """The stored plan, as views of static memory.
-
-        Raises:
-            RuntimeError: If nothing is stored.
-        """
-        key = self._known_key()
-        slots = key.grid.slots(self.capacity)
-        route = Route(self.rows, self.starts[: key.batch * slots], self.back)
-        return MergePlan(self.slot, self.size[:, :slots], self.anchor[:, :slots], route)
+        """The stored plan, as views of static memory."""
+        _stored_grid(self)
+        return _read(self.storage)
 
     def match(self) -> Match:
         """The match of the last recompute, from which `fit` rebuilds the plan."""
-        return Match(self.score, self.target)
+        return Match(self.storage.score, self.storage.target)
 
-    def allocate(
-        self,
-        batch: int,
-        grid: TokenGrid,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
-        """Reserve memory for tokens of this batch, grid, device and dtype; what was stored is forgotten.
+    def demand(self) -> Int[Tensor, ""]:
+        """Number of kept slots at which no sample of the stored match overflows: int64, on the device."""
+        _stored_grid(self)
+        return count_unmergeable(self.match(), self.policy.threshold).amax()
 
-        Memory is for every source, so that no later capacity moves a buffer.
-        """
-        device = torch.empty(0, device=device).device
-        plans = 1 if self.policy.shared else batch
-        index = {"dtype": torch.int64, "device": device}
-        self.slot, self.size, self.anchor = (torch.zeros(plans, grid.tokens, **index) for _ in range(3))
-        self.rows, self.starts, self.back = (torch.zeros(batch * grid.tokens, **index) for _ in range(3))
-        self.score = torch.zeros(plans, grid.sources, device=device)
-        self.target = torch.zeros(plans, grid.sources, **index)
-        self.places = first_places(self.policy.destination, self.seed, grid, device)
-        self.destinations = choose_destinations(grid, self.places)
-        self.key = PlanKey(batch, grid, device, dtype)
-        self.filled, self.capacity = False, self.policy.capacity
-        self.adrift = torch.compiler.is_compiling() or torch.is_inference_mode_enabled()
-        if not torch.compiler.is_compiling():
-            self.settle()
-
-    def settle(self) -> None:
-        """Move the buffers to memory of their own.
-
-        What a compiled graph allocates may belong to a CUDA graph, and what inference mode allocates cannot be
-        updated outside it. Call it between steps, not in compiled code.
-        """
-        if self.adrift:
-            with torch.inference_mode(False):
-                for name, buffer in self.named_buffers():
-                    setattr(self, name, buffer.clone())
-            self.adrift = False
-
-    def fit(self, ladder: Sequence[float] = LADDER) -> float:
-        """Choose the capacity of the next steps and rebuild the stored plan for it, without touching the tokens.
-
-        Reads one number back from the device. Not for compiled code.
-
-        Args:
-            ladder: Capacities to choose from.
-
-        Returns:
-            The smallest rung at which no sample overflows; room for every source if no rung is large enough.
-
-        Raises:
-            RuntimeError: If no plan is stored.
-        """
-        rung = choose_rung(ladder, int(self.demand()), self._known_key().grid)
-        self.use_capacity(rung)
-        return rung
-
-    def use_capacity(self, capacity: float) -> None:
-        """Rebuild the stored plan at this capacity, and keep to it."""
-        grid = self._known_key().grid
-        before, self.capacity = self.capacity, capacity
-        if grid.places(before) != grid.places(capacity):
-            self._write(self.policy.plan(self.match(), grid, capacity, self.destinations))
-
-    def demand(self) -> Tensor:
-        """Places that the neediest sample of the stored match wants: int64, 0-d, on the device."""
-        self._known_key()
-        return wanted_places(self.match(), self.policy.threshold).amax()
-
-    def overflow(self) -> Tensor:
-        """Sources (batch,) that the stored plan merges for want of places: see `count_overflow`."""
-        grid = self._known_key().grid
+    def overflow(self) -> Int[Tensor, "plans"]:
+        """Sources that the stored plan merges because kept slots are too few: see `count_overflow`."""
+        grid = _stored_grid(self)
         return count_overflow(self.match(), grid, threshold=self.policy.threshold, capacity=self.capacity)
 
+    def fit(self, ladder: Sequence[float] = LADDER) -> float:
+        """Choose the capacity of the next steps and rebuild the stored plan for it: `fit_capacity` of one cache."""
+        return fit_capacity([self], ladder)[_stored_grid(self)]
+
+    def set_capacity(self, capacity: float | None) -> None:
+        """Rebuild the stored plan at this capacity, and keep to it until `reset` or `allocate`."""
+        grid, before = _stored_grid(self), self.capacity
+        self.has_plan = False
+        _use_capacity(self, grid, capacity)
+        if grid.kept(before) != grid.kept(capacity):
+            self.storage.write(self.policy.plan(self.match(), grid, capacity, self.storage.destinations))
+        self.has_plan = True
+
+    def allocate(
+        self, batch: int, grid: TokenGrid, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32
+    ) -> None:
+        """Reserve memory for tokens of this batch, grid, device and dtype; what was stored is forgotten."""
+        key = PlanKey(batch, grid, torch.empty(0, device=device).device, dtype)
+        # Set again when all is in place, so that an interrupt leaves no key without its memory.
+        self.key = None
+        self.storage.allocate(key, self.policy.shared)
+        _forget(self, key)
+        self.key = key
+        self.borrowed = torch.compiler.is_compiling() or torch.is_inference_mode_enabled()
+        if not torch.compiler.is_compiling():
+            self.own_memory()
+
+    def own_memory(self) -> None:
+        """Move the buffers to memory of their own if they are borrowed; between steps, not in compiled code."""
+        if self.borrowed:
+            self.storage.own_memory()
+            self.borrowed = False
+
     def reset(self) -> None:
-        """Forget the plan and the fitted capacity; the next call recomputes. Random destinations begin anew."""
-        self._refresh, self.filled, self.capacity = True, False, self.policy.capacity
-        if self.key is not None:
-            self.places.copy_(first_places(self.policy.destination, self.seed, self.key.grid, self.key.device))
+        """Forget the plan and the fitted capacity; the next call recomputes. Random destinations start over."""
+        self.refresh = True
+        _forget(self, self.key)
 
-    def extra_repr(self) -> str:
-        """Shown by `print`."""
-        return f"{self.policy}, capacity={self.capacity}, refresh={self.refresh}, filled={self.filled}"
 
-    def _recompute(self, tokens: Tensor, grid: TokenGrid) -> None:
-        self.destinations.copy_(choose_destinations(grid, self.places))
-        match, plan = self._fresh(tokens.detach(), grid, self.destinations)
-        self.score.copy_(match.score)
-        self.target.copy_(match.target)
-        self._write(plan)
-        self.filled = True
+def _read(storage: PlanStorage) -> MergePlan:
+    """The stored plan, as views of its memory."""
+    slots, batch = storage.slots, len(storage.inverse) // storage.slot.shape[1]
+    route = PlanIndex(storage.rows, storage.offsets[: batch * slots], storage.inverse)
+    return MergePlan(storage.slot, storage.size[:, :slots], storage.anchor[:, :slots], route)
 
-    def _fresh(self, tokens: Tensor, grid: TokenGrid, destinations: Tensor) -> tuple[Match, MergePlan]:
-        match = self.policy.match(tokens, grid, destinations)
-        return match, self.policy.plan(match, grid, self.capacity, destinations)
 
-    def _write(self, plan: MergePlan) -> None:
-        slots, route = plan.size.shape[1], find_route(plan, len(self.back) // self.slot.shape[1])
-        self.slot.copy_(plan.slot)
-        self.size[:, :slots].copy_(plan.size)
-        self.anchor[:, :slots].copy_(plan.anchor)
-        self.rows.copy_(route.rows)
-        self.starts[: len(route.starts)].copy_(route.starts)
-        self.back.copy_(route.back)
+def _recompute(cache: PairCache, tokens: Tensor, grid: TokenGrid) -> None:
+    policy, storage = cache.policy, cache.storage
+    # An interrupt leaves no plan, rather than half of one.
+    cache.has_plan = False
+    storage.destinations.copy_(choose_destinations(grid, storage.cell_offsets))
+    match = policy.match(tokens, grid, storage.destinations)
+    storage.write_match(match)
+    storage.write(policy.plan(match, grid, cache.capacity, storage.destinations))
+    cache.has_plan = True
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PairCache:
-        """A cast of the module is not for the scores, which stay float32."""
-        score = self.score
-        super()._apply(fn, recurse)
-        self.score = score.to(self.slot.device)
-        return self
 
-    def _known_key(self) -> PlanKey:
-        if self.key is None or not self.filled:
-            raise RuntimeError("the cache holds no plan; call it with tokens first")
-        return self.key
+def _forget(cache: PairCache, key: PlanKey | None) -> None:
+    """No plan, the policy's capacity, the destinations of the first checkpoint."""
+    cache.has_plan, cache.capacity = False, cache.policy.capacity
+    if key is not None:
+        offsets = first_offsets(cache.policy.destination, cache.seed, key.grid, key.device)
+        cache.storage.cell_offsets.copy_(offsets)
+        _use_capacity(cache, key.grid, cache.capacity)
+
+
+def _use_capacity(cache: PairCache, grid: TokenGrid, capacity: float | None) -> None:
+    """Note what follows from the capacity, so that a reuse step need not compute it."""
+    cache.capacity, cache.storage.slots = capacity, grid.slots(capacity)
+    cache.is_identity = cache.policy.is_identity(grid, capacity)
+
+
+def _stored_grid(cache: PairCache) -> TokenGrid:
+    if cache.key is None or not cache.has_plan:
+        raise RuntimeError("the cache holds no plan; call it with tokens first")
+    return cache.key.grid

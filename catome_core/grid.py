@@ -1,15 +1,20 @@
-"""Where tokens lie: the grid, its cells, and the destination of each cell."""
+"""The layout of tokens: the grid, its cells, and the destination of each cell."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import ceil, prod
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from jaxtyping import Int
+
 Coordinates = tuple[Tensor, ...]
+Destination = Literal["top-left", "random", "rotate"]
 
 
 @dataclass(frozen=True)
@@ -24,6 +29,9 @@ class TokenGrid:
         stride: Cell size, one number or one per dimension.
         prefix: Tokens in front of the grid (class, register or text tokens) that are never merged.
 
+    Attributes:
+        tokens: Length of the whole sequence, prefix included.
+
     Raises:
         ValueError: If a number is not positive, `prefix` is negative, or the dimensions do not fit.
 
@@ -36,6 +44,7 @@ class TokenGrid:
     shape: tuple[int, ...]
     stride: int | tuple[int, ...] = 2
     prefix: int = 0
+    tokens: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         shape = tuple(self.shape)
@@ -48,14 +57,15 @@ class TokenGrid:
             raise ValueError(f"prefix is {self.prefix}; expected 0 or the number of tokens in front of the grid")
         object.__setattr__(self, "shape", shape)
         object.__setattr__(self, "stride", stride)
+        object.__setattr__(self, "tokens", self.prefix + prod(shape))
 
     @property
     def cells(self) -> tuple[int, ...]:
         """Number of cells along each dimension."""
-        return tuple(ceil(length / step) for length, step in zip(self.shape, self.steps, strict=True))
+        return tuple(ceil(length / stride) for length, stride in zip(self.shape, self.strides, strict=True))
 
     @property
-    def steps(self) -> tuple[int, ...]:
+    def strides(self) -> tuple[int, ...]:
         """Cell size along each dimension: `stride`, always as a tuple."""
         return self.stride if isinstance(self.stride, tuple) else (self.stride,) * len(self.shape)
 
@@ -63,11 +73,6 @@ class TokenGrid:
     def area(self) -> int:
         """Tokens of the grid itself, prefix aside."""
         return prod(self.shape)
-
-    @property
-    def tokens(self) -> int:
-        """Length of the whole sequence, prefix included."""
-        return self.prefix + self.area
 
     @property
     def destinations(self) -> int:
@@ -79,36 +84,37 @@ class TokenGrid:
         """Number of sources: the grid's tokens that are not destinations."""
         return self.area - self.destinations
 
-    def places(self, capacity: float | None) -> int:
-        """Kept places at a capacity: that fraction of the grid's tokens, rounded up, at most every source."""
+    def kept(self, capacity: float | None) -> int:
+        """Number of kept slots: `capacity` as a fraction of the grid's tokens, rounded up, at most one per source."""
         if capacity is None:
             return self.sources
         # 0.55 * 100 is 55.000000000000007 in floats, and means 55.
         return min(self.sources, ceil(round(capacity * self.area, 6)))
 
     def slots(self, capacity: float | None) -> int:
-        """Length of the merged sequence at a capacity: prefix, destinations and kept places."""
-        return self.prefix + self.destinations + self.places(capacity)
+        """Length of the merged sequence at a capacity: prefix, destinations and kept slots."""
+        return self.prefix + self.destinations + self.kept(capacity)
 
 
 def choose_destinations(
     grid: TokenGrid,
-    places: Tensor | int = 0,
+    offsets: Int[Tensor, "destinations"] | int = 0,
     *,
     generator: torch.Generator | None = None,
     device: torch.device | str | None = None,
-) -> Tensor:
+) -> Int[Tensor, "destinations"]:
     """Choose the destination of every cell.
 
     Args:
         grid: The layout.
-        places: Which token of its cell, counted in raster order within the cell: one number, or int64 (destinations,).
-            Taken modulo the cell's number of tokens, so partial cells are safe. 0 is the top-left token (paper, IV).
-        generator: Draw the places at random with it instead.
-        device: Of the result; by default that of `places`.
+        offsets: Which token of its cell, counted in raster order within the cell: one number for all cells, or one per
+            cell (int64). Taken modulo the cell's number of tokens, so partial cells are safe. 0 is the top-left token
+            (paper, IV).
+        generator: Draw the offsets at random with it instead.
+        device: Of the result; by default that of `offsets`.
 
     Returns:
-        int64 (destinations,): raster index in the grid (prefix not counted) of each cell's destination.
+        Raster index (int64) in the grid, prefix not counted, of each cell's destination.
 
     Examples:
         >>> choose_destinations(TokenGrid((3, 4))).tolist()
@@ -117,28 +123,43 @@ def choose_destinations(
         [5, 7, 9, 11]
     """
     if generator is not None:
-        places = torch.randint(2**31, (grid.destinations,), generator=generator, device=generator.device)
-    if isinstance(places, Tensor):
-        device = places.device if device is None else device
-        places = places.to(device)
-    cells = unflatten(grid.cells, torch.arange(grid.destinations, device=device))
-    corners = [cell * step for cell, step in zip(cells, grid.steps, strict=True)]
+        offsets = torch.randint(2**31, (grid.destinations,), generator=generator, device=generator.device)
+    if isinstance(offsets, Tensor):
+        device = offsets.device if device is None else device
+        offsets = offsets.to(device)
+    cells = unravel(grid.cells, torch.arange(grid.destinations, device=device))
+    corners = [cell * stride for cell, stride in zip(cells, grid.strides, strict=True)]
     # Partial cells are smaller; all in Python numbers, since a tensor made of them would be copied to the device.
-    measures = zip(grid.shape, corners, grid.steps, strict=True)
-    extents = [(length - corner).clamp_max(step) for length, corner, step in measures]
-    offsets = unflatten(extents, places)
-    return flatten(grid.shape, [corner + offset for corner, offset in zip(corners, offsets, strict=True)])
+    bounds = zip(grid.shape, corners, grid.strides, strict=True)
+    extents = [(length - corner).clamp_max(stride) for length, corner, stride in bounds]
+    within = unravel(extents, offsets)
+    return ravel(grid.shape, [corner + inner for corner, inner in zip(corners, within, strict=True)])
 
 
-def source_positions(grid: TokenGrid, destinations: Tensor) -> Tensor:
-    """Grid positions (sources,) of every token that is not a destination, in raster order."""
+def first_offsets(
+    destination: Destination, seed: int, grid: TokenGrid, device: torch.device
+) -> Int[Tensor, "destinations"]:
+    """The offsets for `choose_destinations` at the first checkpoint: computed, so that no graph needs a generator."""
+    cells = torch.arange(grid.destinations, device=device)
+    return _scramble(cells + seed) if destination == "random" else torch.zeros_like(cells)
+
+
+def next_offsets(destination: Destination, offsets: Int[Tensor, "destinations"]) -> Int[Tensor, "destinations"]:
+    """The offsets at the checkpoint after the one that used `offsets`."""
+    if destination == "random":
+        return _scramble(offsets + 1)
+    return offsets + 1 if destination == "rotate" else offsets
+
+
+def source_positions(grid: TokenGrid, destinations: Int[Tensor, "destinations"]) -> Int[Tensor, "sources"]:
+    """Grid positions of every token that is not a destination, in raster order."""
     taken = torch.zeros(grid.area, dtype=torch.bool, device=destinations.device)
     taken = taken.scatter(0, destinations, torch.ones_like(destinations, dtype=torch.bool))
     return taken.to(torch.uint8).argsort(stable=True)[: grid.sources]
 
 
-def unflatten(shape: Sequence[int | Tensor], index: Tensor | int) -> Coordinates:
-    """Raster index (...) to coordinates (...) along each dimension; an index beyond the end begins anew."""
+def unravel(shape: Sequence[int | Tensor], index: Tensor | int) -> Coordinates:
+    """Raster index (...) to coordinates (...) along each dimension; an index past the end wraps around."""
     coordinates = []
     for length in reversed(shape):
         coordinates.append(index % length)
@@ -146,9 +167,16 @@ def unflatten(shape: Sequence[int | Tensor], index: Tensor | int) -> Coordinates
     return tuple(coordinates[::-1])
 
 
-def flatten(shape: Sequence[int], coordinates: Sequence[Tensor]) -> Tensor:
+def ravel(shape: Sequence[int], coordinates: Sequence[Tensor]) -> Tensor:
     """Coordinates (...) along each dimension to raster index (...)."""
     index = coordinates[0]
     for length, coordinate in zip(shape[1:], coordinates[1:], strict=True):
         index = index * length + coordinate
     return index
+
+
+def _scramble(numbers: Tensor) -> Tensor:
+    """Mix the bits of int64 numbers below 2**31 (an integer hash)."""
+    for _ in range(2):
+        numbers = ((numbers >> 16) ^ numbers) * 0x45D9F3B & 0x7FFFFFFF
+    return (numbers >> 16) ^ numbers

@@ -3,50 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
-from catome_core import similarity
 from catome_core.grid import TokenGrid, choose_destinations, source_positions
-from catome_core.neighbours import match_nearby
-from catome_core.similarity import UnitRows, compare
+from catome_core.similarity import UnitRows, cosines
+from catome_core.windows import match_in_windows
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Float32, Int
 
 
 class Match(NamedTuple):
     """The best destination of every source, sources in raster order.
 
     Attributes:
-        score: float32 (batch, sources), cosine similarity in [-1, 1].
-        target: int64 (batch, sources), index of the destination, 0 to destinations - 1.
+        score: Cosine similarity in [-1, 1].
+        target: Index (int64) of the destination, 0 to destinations - 1.
     """
 
-    score: Tensor
-    target: Tensor
+    score: Float32[Tensor, "batch sources"]
+    target: Int[Tensor, "batch sources"]
 
 
 def match_tokens(
-    tokens: Tensor,
+    tokens: Float[Tensor, "batch tokens channels"],
     grid: TokenGrid,
     *,
     radius: int | None = None,
     shared: bool = False,
-    destinations: Tensor | None = None,
+    destinations: Int[Tensor, "destinations"] | None = None,
 ) -> Match:
     """Find the most similar destination of every source token.
 
     Similarity is the cosine, accumulated in float32 whatever the dtype of `tokens`, each sample by itself. A zero token
     has similarity 0 with everything; a token with a NaN or infinite entry is never more similar than -1.
-    The similarity matrix exists in pieces only: beyond a few numbers a token, matching takes less than 64 MiB, whatever
-    the size. With a radius, time grows as tokens x window.
+    The full similarity matrix is never built. Apart from a few numbers per token, matching needs less than 64 MiB at
+    any size. With a radius, time grows as tokens x window.
 
     Args:
-        tokens: (batch, tokens, channels), any float dtype.
+        tokens: Any float dtype.
         grid: Their layout.
-        radius: Look only at destinations of cells at most so many cells away in each dimension; None looks everywhere.
+        radius: Consider only destinations at most `radius` cells away in each dimension; None considers all.
         shared: One match for the whole batch, from the similarity averaged over it.
-        destinations: int64 (destinations,) from `choose_destinations`; None means top-left.
+        destinations: From `choose_destinations`; None means top-left.
 
     Returns:
         The `Match`, with batch 1 if `shared`. Among equal similarities the first destination wins.
@@ -65,39 +67,41 @@ def match_tokens(
         destinations = choose_destinations(grid, device=tokens.device)
     # Autocast would take the matrix product back to half precision.
     with torch.autocast(tokens.device.type, enabled=False):
-        return _match(tokens, grid, radius, shared, destinations)
+        return match_rows(UnitRows.of(tokens, grid.prefix), grid, destinations, radius=radius, shared=shared)
 
 
-def _match(tokens: Tensor, grid: TokenGrid, radius: int | None, shared: bool, destinations: Tensor) -> Match:
+def match_rows(
+    rows: UnitRows, grid: TokenGrid, destinations: Int[Tensor, "destinations"], *, radius: int | None, shared: bool
+) -> Match:
+    """`match_tokens` of unit vectors, after all checks."""
     sources = source_positions(grid, destinations)
-    rows = UnitRows.of(tokens, grid.prefix)
     if radius is None or radius + 1 >= max(grid.cells):
         score, target = _match_everywhere(rows, sources, destinations, shared)
     else:
-        score, target = match_nearby(rows, grid, sources, destinations, radius, shared)
-    usable = rows.usable(sources), rows.usable(destinations)
-    of_source, of_target = (part.all(0, keepdim=True) for part in usable) if shared else usable
+        score, target = match_in_windows(rows, grid, sources, destinations, radius, shared)
+    finite = rows.finite(sources), rows.finite(destinations)
+    of_source, of_target = (part.all(0, keepdim=True) for part in finite) if shared else finite
     return Match(score.clamp(-1, 1).where(of_source & of_target.gather(1, target), -1), target)
 
 
 def _match_everywhere(rows: UnitRows, sources: Tensor, destinations: Tensor, shared: bool) -> Match:
-    """Pieces of the matrix, at most CHUNK numbers each, and so the rows that they are products of."""
+    """The similarity matrix in chunks; neither a chunk nor the rows it is a product of exceed `rows.max_elements`."""
     batch, _, channels = rows.tokens.shape
-    room = similarity.CHUNK // batch
-    wide = max(1, min(len(destinations), room // channels))
-    high = max(1, room // max(channels, wide))
-    bands = [_best_of_band(rows, band, destinations.split(wide), shared) for band in sources.split(high)]
+    elements = rows.max_elements // batch
+    width = max(1, min(len(destinations), elements // channels))
+    height = max(1, elements // max(channels, width))
+    bands = [_best_of_band(rows, band, destinations.split(width), shared) for band in sources.split(height)]
     return Match(*(torch.cat(parts, 1) for parts in zip(*bands, strict=True)))
 
 
-def _best_of_band(rows: UnitRows, sources: Tensor, pieces: Sequence[Tensor], shared: bool) -> Match:
+def _best_of_band(rows: UnitRows, sources: Tensor, chunks: Sequence[Tensor], shared: bool) -> Match:
     unit, first = rows(sources), 0
     best = None
-    for piece in pieces:
-        score, target = compare(unit, rows(piece), shared).max(-1)
+    for chunk in chunks:
+        score, target = cosines(unit, rows(chunk), shared).max(-1)
         found = Match(score, target + first)
         best = found if best is None else _better(found, best)
-        first += len(piece)
+        first += len(chunk)
     assert best is not None
     return best
 

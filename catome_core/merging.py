@@ -1,55 +1,63 @@
-"""Applying a plan: tokens to slots and back, and what attention must know of the slots."""
+"""Applying a plan: tokens to slots and back, and what belongs to tokens to what belongs to slots."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from catome_core.planning import MergePlan, Route, find_route
+from catome_core.planning import MergePlan, PlanIndex, index_plan
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int, Shaped
 
 
-def merge(tokens: Tensor, plan: MergePlan) -> Tensor:
-    """Average the tokens of every slot.
+def merge(tokens: Float[Tensor, "batch tokens channels"], plan: MergePlan) -> Float[Tensor, "batch slots channels"]:
+    """Average the tokens of every slot. `unmerge` copies the slots back to the tokens.
 
     Sums are accumulated in float32 at least; a kept token comes out bit-exact, padding comes out zero. Differentiable.
 
     Args:
-        tokens: (batch, tokens, channels).
+        tokens: Any float dtype.
         plan: For these tokens; a plan of batch 1 serves any batch.
 
     Returns:
-        (batch, slots, channels), dtype of `tokens`.
+        The slots, in the dtype of `tokens`.
 
     Raises:
         ValueError: If the plan was made for another number of tokens or another batch.
 
     Examples:
         >>> plan = MergePlan(torch.tensor([[0, 0, 1]]), torch.tensor([[2, 1]]), torch.tensor([[0, 2]]))
-        >>> merge(torch.tensor([[[1.0], [3.0], [5.0]]]), plan)
+        >>> merged = merge(torch.tensor([[[1.0], [3.0], [5.0]]]), plan)
+        >>> merged
         tensor([[[2.],
                  [5.]]])
+        >>> unmerge(merged, plan).flatten()
+        tensor([2., 2., 5.])
     """
     _check(tokens, plan, plan.slot.shape[1], "tokens")
-    route = _route(tokens, plan)
+    index = _index_for(tokens, plan)
     flat = tokens.reshape(-1, tokens.shape[2])
     if flat.device.type == "cpu":
         # There, half precision would be rounded before the division.
         flat = flat.to(torch.promote_types(flat.dtype, torch.float32))
-    # One pass over the tokens, summed in the order of the route: no atomics, the same bits from run to run.
-    means = embedding_bag(route.rows, flat, route.starts, mode="mean")
+    # One pass over the tokens, summed in the order of the index: no atomics, the same bits from run to run.
+    means = embedding_bag(index.rows, flat, index.offsets, mode="mean")
     return means.view(len(tokens), plan.size.shape[1], -1).to(tokens.dtype)
 
 
-def unmerge(merged: Tensor, plan: MergePlan) -> Tensor:
-    """Copy every slot back to the tokens it was made of (paper, III-A).
+def unmerge(merged: Shaped[Tensor, "batch slots channels"], plan: MergePlan) -> Shaped[Tensor, "batch tokens channels"]:
+    """Copy every slot back to the tokens that `merge` averaged into it (paper, III-A).
 
     Args:
-        merged: (batch, slots, channels).
+        merged: The slots.
         plan: The plan of the merge.
 
     Returns:
-        (batch, tokens, channels).
+        For every token the row of its slot.
 
     Raises:
         ValueError: If the plan has another number of slots or another batch.
@@ -60,69 +68,93 @@ def unmerge(merged: Tensor, plan: MergePlan) -> Tensor:
         tensor([2., 2., 5.])
     """
     _check(merged, plan, plan.size.shape[1], "merged")
-    back = _route(merged, plan).back
-    return merged.reshape(-1, merged.shape[2]).index_select(0, back).view(len(merged), plan.slot.shape[1], -1)
+    inverse = _index_for(merged, plan).inverse
+    return merged.reshape(-1, merged.shape[2]).index_select(0, inverse).view(len(merged), plan.slot.shape[1], -1)
 
 
-def gather_anchors(rows: Tensor, plan: MergePlan) -> Tensor:
-    """Pick what belongs to positions (rotary rows, embeddings, modulation) for every slot: that of its anchor.
+def gather_anchors(rows: Tensor, plan: MergePlan, dim: int = 1) -> Tensor:
+    """Pick the row of every slot's anchor from what belongs to positions (rotary rows, embeddings, modulation, masks).
 
     Args:
-        rows: (batch or 1, tokens, ...).
+        rows: Any dtype; one row for each of the plan's tokens along `dim`. For a plan of several samples, dimension 0
+            is the batch, of which a batch of 1 serves every sample. A plan of batch 1 serves any rows.
         plan: For these tokens.
+        dim: The dimension of the tokens.
 
     Returns:
-        (batch, slots, ...); padding holds the row of token 0.
+        `rows` with as many rows along `dim` as there are slots; padding holds the row of the padding's anchor.
 
     Raises:
-        ValueError: If the plan was made for another number of tokens or another batch.
+        ValueError: If the plan was made for another number of tokens or another batch, or if `dim` is 0 although
+            the plan differs between samples.
 
     Examples:
         >>> plan = MergePlan(torch.tensor([[0, 0, 1]]), torch.tensor([[2, 1]]), torch.tensor([[0, 2]]))
         >>> gather_anchors(torch.tensor([[10, 11, 12]]), plan)
         tensor([[10, 12]])
+        >>> gather_anchors(torch.tensor([10, 11, 12]), plan, dim=0)
+        tensor([10, 12])
     """
+    dim = dim if dim >= 0 else dim + rows.ndim
+    if len(plan.slot) == 1:
+        _check(rows, plan, plan.slot.shape[1], "rows", dim)
+        return rows.index_select(dim, plan.anchor[0])
+    _check_batch_dimension(rows, plan, dim)
     if len(rows) == 1:
         rows = rows.expand(len(plan.slot), *rows.shape[1:])
-    _check(rows, plan, plan.slot.shape[1], "rows")
-    batch = torch.arange(len(rows), device=rows.device)[:, None]
-    return rows[batch, plan.anchor]
+    _check(rows, plan, plan.slot.shape[1], "rows", dim)
+    sample = torch.arange(len(rows), device=rows.device)[:, None]
+    return rows.movedim(dim, 1)[sample, plan.anchor].movedim(1, dim)
 
 
-def attention_bias(plan: MergePlan, *, dtype: torch.dtype, proportional: bool = False) -> Tensor:
-    """What is added to the attention scores of every key: minus infinity on padding, so that nothing attends to it.
+def merge_weighted(
+    slots: Float[Tensor, "batch slots channels"], size: Int[Tensor, "batch slots"], plan: MergePlan
+) -> Float[Tensor, "batch fewer_slots channels"]:
+    """`merge` of slots that stand for several tokens each: a mean over the tokens; a kept slot comes out bit-exact.
 
     Args:
-        plan: The plan that made the keys.
-        dtype: Of the result: that of the queries.
-        proportional: Add log(size), so that a key that stands for four tokens weighs four.
+        slots: Any float dtype.
+        size: Number of tokens (int64) that each slot stands for.
+        plan: For these slots, and without padding.
 
     Returns:
-        (batch, 1, 1, slots): a mask for `scaled_dot_product_attention`, broadcast over heads and queries.
+        The slots of slots, in the dtype of `slots`.
 
     Examples:
-        >>> plan = MergePlan(torch.tensor([[0, 0]]), torch.tensor([[2, 0]]), torch.tensor([[0, 0]]))
-        >>> attention_bias(plan, dtype=torch.float32, proportional=True)
-        tensor([[[[0.6931,   -inf]]]])
+        >>> plan = MergePlan(torch.tensor([[0, 0]]), torch.tensor([[2]]), torch.tensor([[0]]))
+        >>> merge_weighted(torch.tensor([[[1.0], [5.0]]]), torch.tensor([[3, 1]]), plan)
+        tensor([[[2.]]])
     """
-    size = plan.size[:, None, None]
-    # In float32 first: half precision would round large slots before the logarithm.
-    return (size if proportional else size.clamp_max(1)).float().log().to(dtype)
+    total = size.new_zeros(plan.size.shape).scatter_add(1, plan.slot, size)
+    # A mean of n weighted rows is a sum of rows weighted by 1 / n; in this order, a kept slot's weight is exactly 1.
+    weight = size * plan.size.gather(1, plan.slot) / total.gather(1, plan.slot)
+    return merge(slots * weight[..., None], plan).to(slots.dtype)
 
 
-def _route(values: Tensor, plan: MergePlan) -> Route:
-    """The plan's own, if it was made for as many samples."""
-    if plan.route is not None and len(plan.route.back) == len(values) * plan.slot.shape[1]:
-        return plan.route
-    return find_route(plan, len(values))
+def _index_for(values: Tensor, plan: MergePlan) -> PlanIndex:
+    """The plan's own index, if it was made for this batch."""
+    index = plan.route
+    if index is not None and len(index.inverse) == len(values) * plan.slot.shape[1]:
+        return index
+    return index_plan(plan, len(values))
 
 
-def _check(values: Tensor, plan: MergePlan, length: int, name: str) -> None:
+def _check(values: Tensor, plan: MergePlan, length: int, name: str, dim: int = 1) -> None:
     if torch.compiler.is_compiling():
         return
-    if values.ndim < 2 or values.shape[1] != length or len(plan.slot) not in (1, len(values)):
+    fits = 0 <= dim < values.ndim and values.shape[dim] == length
+    if not fits or len(plan.slot) not in (1, len(values)):
         batch, tokens = plan.slot.shape
+        along = "" if dim == 1 else f", with the tokens along dimension {dim}"
         raise ValueError(
-            f"{name} has shape {tuple(values.shape)}; the plan is for batch {batch}, {tokens} tokens and "
+            f"{name} has shape {tuple(values.shape)}{along}; the plan is for batch {batch}, {tokens} tokens and "
             f"{plan.size.shape[1]} slots: make a plan for these tokens"
+        )
+
+
+def _check_batch_dimension(rows: Tensor, plan: MergePlan, dim: int) -> None:
+    if dim == 0 and not torch.compiler.is_compiling():
+        raise ValueError(
+            f"rows has shape {tuple(rows.shape)} and no batch dimension, but the plan differs between the "
+            f"{len(plan.slot)} samples: share one plan, AdaptiveMerge(shared=True), or give rows a batch dimension"
         )

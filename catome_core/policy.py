@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from catome_core.grid import TokenGrid
+from catome_core.grid import Destination, TokenGrid
 from catome_core.matching import Match, check_radius, match_tokens
-from catome_core.places import Destination
 from catome_core.planning import MergePlan, Spare, check_policy, plan_merge
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
 
 
 @dataclass(frozen=True)
@@ -18,9 +21,9 @@ class AdaptiveMerge:
 
     Args:
         threshold: Sources with a cosine similarity above it merge; the paper's choice is 0.7.
-        capacity: Kept places as a fraction of the grid's tokens; None means one for every source.
-        radius: Match only with cells at most so many cells away; None matches everywhere (paper).
-        spare: "pad" leaves unneeded places empty (the paper's threshold exactly), "fill" uses them.
+        capacity: Kept slots as a fraction of the grid's tokens; None means one for every source.
+        radius: Match only with cells at most `radius` cells away; None matches everywhere (paper).
+        spare: "pad" leaves unneeded kept slots empty (the paper's threshold exactly), "fill" uses them.
         shared: One plan for the whole batch.
         destination: Which token of a cell the others merge into: "top-left" (paper), "random", or "rotate", which moves
             on at every checkpoint. `PairCache` chooses the last two; a bare call takes them as an argument.
@@ -49,8 +52,13 @@ class AdaptiveMerge:
         if self.destination not in ("top-left", "random", "rotate"):
             raise ValueError(f"destination is {self.destination!r}; expected 'top-left', 'random' or 'rotate'")
 
-    def __call__(self, tokens: Tensor, grid: TokenGrid, destinations: Tensor | None = None) -> MergePlan:
-        """Plan the merge of tokens (batch, tokens, channels).
+    def __call__(
+        self,
+        tokens: Float[Tensor, "batch tokens channels"],
+        grid: TokenGrid,
+        destinations: Int[Tensor, "destinations"] | None = None,
+    ) -> MergePlan:
+        """Plan the merge of these tokens.
 
         Raises:
             ValueError: If the tokens do not fit the grid, or the policy needs `destinations` and has none.
@@ -62,12 +70,21 @@ class AdaptiveMerge:
             )
         return self.plan(self.match(tokens, grid, destinations), grid, self.capacity, destinations)
 
-    def match(self, tokens: Tensor, grid: TokenGrid, destinations: Tensor | None = None) -> Match:
+    def match(
+        self,
+        tokens: Float[Tensor, "batch tokens channels"],
+        grid: TokenGrid,
+        destinations: Int[Tensor, "destinations"] | None = None,
+    ) -> Match:
         """The first half of a call: `match_tokens` with this policy's radius and sharing."""
         return match_tokens(tokens, grid, radius=self.radius, shared=self.shared, destinations=destinations)
 
     def plan(
-        self, match: Match, grid: TokenGrid, capacity: float | None, destinations: Tensor | None = None
+        self,
+        match: Match,
+        grid: TokenGrid,
+        capacity: float | None,
+        destinations: Int[Tensor, "destinations"] | None = None,
     ) -> MergePlan:
         """The second half of a call: `plan_merge` with this policy's threshold and spare, at a given capacity."""
         return plan_merge(
@@ -76,4 +93,4 @@ class AdaptiveMerge:
 
     def is_identity(self, grid: TokenGrid, capacity: float | None) -> bool:
         """Whether no plan at this capacity merges anything, whatever the tokens: then merging can be left out."""
-        return grid.places(capacity) == grid.sources and (self.threshold >= 1 or self.spare == "fill")
+        return grid.kept(capacity) == grid.sources and (self.threshold >= 1 or self.spare == "fill")

@@ -82,7 +82,7 @@ class CheckpointSchedule:
 
 
 def _paper(*steps: int) -> CheckpointSchedule:
-    """The paper's lists count to 51; its runs have 50 steps, from 0 to 49."""
+    """The paper's lists count up to 51, but its runs have 50 steps, from 0 to 49."""
     return CheckpointSchedule(tuple(step for step in steps if step < 50), of=50)
 
 

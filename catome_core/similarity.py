@@ -2,47 +2,53 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
-# Matching works on pieces of at most this many numbers, the whole batch counted: 16 MiB in float32.
-CHUNK = 2**22
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Float32, Int
+
 NORM_FLOOR = 1e-12
 
 
 class UnitRows(NamedTuple):
-    """Tokens as unit vectors, made when asked for: no float32 copy of all tokens ever exists.
+    """Tokens as unit vectors, made when needed: no float32 copy of all tokens ever exists.
 
     Attributes:
-        tokens: (batch, tokens, channels).
-        scale: float32 (batch, tokens), 1 / norm; 0 for a token with an entry that is not finite.
+        tokens: Any float dtype.
+        scale: 1 / norm; 0 for a token with an entry that is not finite.
         prefix: Tokens in front of the grid.
+        max_elements: Matching works on chunks of at most this many numbers, over the whole batch: 16 MiB in float32.
     """
 
-    tokens: Tensor
-    scale: Tensor
+    tokens: Float[Tensor, "batch tokens channels"]
+    scale: Float32[Tensor, "batch tokens"]
     prefix: int
+    max_elements: int
 
     @classmethod
-    def of(cls, tokens: Tensor, prefix: int) -> UnitRows:
+    def of(cls, tokens: Float[Tensor, "batch tokens channels"], prefix: int, max_elements: int = 2**22) -> UnitRows:
         """A zero token stays zero, and so does one that is not finite."""
         wide = torch.promote_types(tokens.dtype, torch.float32)
         norms = torch.linalg.vector_norm(tokens, dim=-1, dtype=wide).float()
-        return cls(tokens, (1 / norms.clamp_min(NORM_FLOOR)).where(norms.isfinite(), 0), prefix)
+        scale = (1 / norms.clamp_min(NORM_FLOOR)).where(norms.isfinite(), 0)
+        return cls(tokens, scale, prefix, max_elements)
 
-    def __call__(self, positions: Tensor) -> Tensor:
-        """Unit vectors float32 (batch, ..., channels) of grid positions (...)."""
+    def __call__(self, positions: Int[Tensor, "..."]) -> Float32[Tensor, "batch ... channels"]:
+        """Unit vectors of grid positions."""
         scale = self.scale[:, self.prefix + positions, None]
         return (self.tokens[:, self.prefix + positions].float() * scale).where(scale > 0, 0)
 
-    def usable(self, positions: Tensor) -> Tensor:
-        """Whether the tokens at these positions are finite: bool (batch, ...)."""
+    def finite(self, positions: Int[Tensor, "..."]) -> Bool[Tensor, "batch ..."]:
+        """Whether the tokens at these grid positions are finite."""
         return self.scale[:, self.prefix + positions] > 0
 
 
-def compare(unit: Tensor, other: Tensor, shared: bool) -> Tensor:
-    """Cosines (batch, ..., rows, other rows), averaged to batch 1 if `shared`."""
-    cosines = unit @ other.mT
-    return cosines.mean(0, keepdim=True) if shared else cosines
+def cosines(
+    unit: Float32[Tensor, "batch ... rows channels"], other: Float32[Tensor, "batch ... others channels"], shared: bool
+) -> Float32[Tensor, "plans ... rows others"]:
+    """Cosine of every row with every other row; `shared` averages them over the batch, to batch 1."""
+    product = unit @ other.mT
+    return product.mean(0, keepdim=True) if shared else product

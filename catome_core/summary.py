@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from catome_core.planning import MergePlan
+
+if TYPE_CHECKING:
+    from jaxtyping import Float32, Int
 
 
 class PlanSummary(NamedTuple):
@@ -16,16 +19,16 @@ class PlanSummary(NamedTuple):
     Attributes:
         tokens: Tokens before the merge.
         slots: Slots after it, padding included: what is computed.
-        real: int64 (batch,), slots that hold tokens.
-        merged_fraction: float32 (batch,), share of the tokens that is gone: 1 - real / tokens.
-        largest: int64 (batch,), tokens in the fullest slot.
+        real: Slots that hold tokens (int64).
+        merged_fraction: Share of the tokens that is gone: 1 - real / tokens.
+        largest: Tokens in the fullest slot (int64).
     """
 
     tokens: int
     slots: int
-    real: Tensor
-    merged_fraction: Tensor
-    largest: Tensor
+    real: Int[Tensor, "batch"]
+    merged_fraction: Float32[Tensor, "batch"]
+    largest: Int[Tensor, "batch"]
 
 
 def summarize(plan: MergePlan) -> PlanSummary:
@@ -40,11 +43,11 @@ def summarize(plan: MergePlan) -> PlanSummary:
     return PlanSummary(tokens, plan.size.shape[1], real, 1 - real / tokens, plan.size.amax(-1))
 
 
-def jaccard_distance(plan_a: MergePlan, plan_b: MergePlan) -> Tensor:
+def jaccard_distance(plan_a: MergePlan, plan_b: MergePlan) -> Float32[Tensor, "batch"]:
     """Jaccard distance between the merged (source, destination) pairs of two plans (paper, Fig. 4).
 
     Returns:
-        float32 (batch,): 0 for the same pairs (or none at all in both), 1 for no pair in common.
+        0 for the same pairs (or none at all in both), 1 for no pair in common.
 
     Raises:
         ValueError: If the plans are for different numbers of tokens.
@@ -59,9 +62,9 @@ def jaccard_distance(plan_a: MergePlan, plan_b: MergePlan) -> Tensor:
         raise ValueError(
             f"the plans are for {plan_a.slot.shape[1]} and {plan_b.slot.shape[1]} tokens; expected two of one layer"
         )
-    home_a, home_b = (plan.anchor.gather(1, plan.slot) for plan in (plan_a, plan_b))
-    token = torch.arange(home_a.shape[1], device=home_a.device)
-    merged_a, merged_b = home_a != token, home_b != token
-    both = (merged_a & merged_b & (home_a == home_b)).sum(-1)
+    anchor_a, anchor_b = (plan.anchor.gather(1, plan.slot) for plan in (plan_a, plan_b))
+    token = torch.arange(anchor_a.shape[1], device=anchor_a.device)
+    merged_a, merged_b = anchor_a != token, anchor_b != token
+    both = (merged_a & merged_b & (anchor_a == anchor_b)).sum(-1)
     either = merged_a.sum(-1) + merged_b.sum(-1) - both
     return 1 - torch.where(either == 0, 1.0, both / either.clamp_min(1))

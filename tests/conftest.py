@@ -1,12 +1,13 @@
-"""Hypothesis profiles, chosen by HYPOTHESIS_PROFILE: "dev" is quick and never the same, "ci" always."""
+"""Hypothesis profiles, chosen by HYPOTHESIS_PROFILE ("dev" is quick and never the same, "ci" always), and fixtures."""
 
 import os
+from collections.abc import Iterator
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from catome_adapters import prediction
+from catome_adapters.prediction import seconds
 
 # A first example pays for imports and warm-up: no deadline, and no complaint about slow drawing.
 EVERYWHERE = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
@@ -21,4 +22,18 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def merging_is_free(monkeypatch) -> None:
     """Tiny networks stand for large ones: on this machine merging gains at any size."""
-    monkeypatch.setitem(prediction.MACHINES, "cpu", prediction.Machine(1.0, 1.0, float("inf"), 0.0))
+    monkeypatch.setitem(seconds.DEVICE_RATES, "cpu", seconds.DeviceRates(1.0, 1.0, float("inf"), 0.0))
+
+
+@pytest.fixture
+def without_gradients() -> Iterator[None]:
+    with torch.no_grad():
+        yield
+
+
+@pytest.fixture
+def fresh_compiler() -> Iterator[None]:
+    """No graph of another test counts, and none is left."""
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()

@@ -1,7 +1,7 @@
 """Token merging in loops over Python numbers: the specification, slow and plain, with which the library is compared.
 
 A token is a list of floats, a sequence a list of tokens, a batch a list of sequences; results are in the same order.
-A grid is anything with `shape`, `stride` (a tuple) and `prefix`; `places` chooses the destination of every cell.
+A grid is anything with `shape`, `stride` (a tuple) and `prefix`; `offsets` chooses the destination of every cell.
 """
 
 from functools import cache
@@ -23,21 +23,21 @@ def cells(grid) -> list[tuple[int, ...]]:
     return list(product(*(range(ceil(length / step)) for length, step in zip(grid.shape, grid.stride, strict=True))))
 
 
-def cell_of(place: int, grid) -> tuple[int, ...]:
-    return tuple(index // step for index, step in zip(positions(grid)[place], grid.stride, strict=True))
+def cell_of(token: int, grid) -> tuple[int, ...]:
+    return tuple(index // step for index, step in zip(positions(grid)[token], grid.stride, strict=True))
 
 
-def destinations(grid, places: list[int] | None = None) -> list[int]:
-    """One token of every cell: the top-left one, or number `place` of its own tokens, counted round and round."""
+def destinations(grid, offsets: list[int] | None = None) -> list[int]:
+    """One token of every cell: the top-left one, or number `offset` of its own tokens, counted round and round."""
     chosen = []
     for number, cell in enumerate(cells(grid)):
-        own = [place for place in range(prod(grid.shape)) if cell_of(place, grid) == cell]
-        chosen.append(own[places[number] % len(own)] if places else own[0])
+        own = [token for token in range(prod(grid.shape)) if cell_of(token, grid) == cell]
+        chosen.append(own[offsets[number] % len(own)] if offsets else own[0])
     return chosen
 
 
 def sources(grid, chosen: list[int]) -> list[int]:
-    return [place for place in range(prod(grid.shape)) if place not in chosen]
+    return [token for token in range(prod(grid.shape)) if token not in chosen]
 
 
 # ---------------------------------------------------------------- matching
@@ -58,7 +58,7 @@ def cosine(a: Token, b: Token) -> float:
 def reachable(source: int, grid, chosen: list[int], radius: int | None) -> list[int]:
     """Numbers of the destinations whose cell is at most `radius` cells away from the source's, along every axis."""
     home = cell_of(source, grid)
-    apart = [max(abs(a - b) for a, b in zip(home, cell_of(place, grid), strict=True)) for place in chosen]
+    apart = [max(abs(a - b) for a, b in zip(home, cell_of(token, grid), strict=True)) for token in chosen]
     return [number for number, distance in enumerate(apart) if radius is None or distance <= radius]
 
 
@@ -77,9 +77,9 @@ def score(sequences: list[Sequence], source: int, target: int, similarity: float
     return similarity if all(is_finite(s[index]) for s in sequences for index in indices) else -1.0
 
 
-def match(batch: list[Sequence], grid, *, radius=None, shared=False, places=None) -> list[list[tuple[float, int]]]:
+def match(batch: list[Sequence], grid, *, radius=None, shared=False, offsets=None) -> list[list[tuple[float, int]]]:
     """(score, target) of every source; of equally similar destinations, the first."""
-    chosen = destinations(grid, places)
+    chosen = destinations(grid, offsets)
     rows = []
     for sequences in [batch] if shared else [[sequence] for sequence in batch]:
         row = []
@@ -94,45 +94,45 @@ def match(batch: list[Sequence], grid, *, radius=None, shared=False, places=None
 # ---------------------------------------------------------------- planning
 
 
-def kept_places(grid, capacity: float | None) -> int:
+def kept_slots(grid, capacity: float | None) -> int:
     """That fraction of the grid's tokens, rounded up (but 0.55 of 100, in floats a little above 55, is 55)."""
     available = len(sources(grid, destinations(grid)))
     return available if capacity is None else min(available, ceil(round(capacity * prod(grid.shape), 6)))
 
 
 def rung(grid, capacity: float) -> int:
-    """The capacity's places, and more until the slots are a multiple of 8, as long as there are sources for them."""
-    places, chosen = kept_places(grid, capacity), destinations(grid)
-    while (grid.prefix + len(chosen) + places) % 8 and places < len(sources(grid, chosen)):
-        places += 1
-    return places
+    """The capacity's kept slots, and more until all slots are a multiple of 8, as long as there are sources left."""
+    kept, chosen = kept_slots(grid, capacity), destinations(grid)
+    while (grid.prefix + len(chosen) + kept) % 8 and kept < len(sources(grid, chosen)):
+        kept += 1
+    return kept
 
 
-def wanted(scores: list[float], threshold: float) -> int:
+def unmergeable(scores: list[float], threshold: float) -> int:
     """How many sources are not similar enough to merge."""
     return sum(score <= threshold for score in scores)
 
 
 def overflow(scores: list[float], grid, *, threshold: float, capacity: float | None = None) -> int:
     """How many sources merge although they are not similar enough."""
-    return max(0, wanted(scores, threshold) - kept_places(grid, capacity))
+    return max(0, unmergeable(scores, threshold) - kept_slots(grid, capacity))
 
 
-def plan(row: list[tuple[float, int]], grid, *, threshold: float, capacity=None, spare="pad", places=None):
+def plan(row: list[tuple[float, int]], grid, *, threshold: float, capacity=None, spare="pad", offsets=None):
     """(slot, size, anchor) of one sample."""
-    chosen = destinations(grid, places)
-    room = kept_places(grid, capacity)
+    chosen = destinations(grid, offsets)
+    room = kept_slots(grid, capacity)
     scores = [score for score, _ in row]
     least_similar_first = sorted(range(len(row)), key=lambda number: (scores[number], number))
-    kept = sorted(least_similar_first[: room if spare == "fill" else min(room, wanted(scores, threshold))])
+    kept = sorted(least_similar_first[: room if spare == "fill" else min(room, unmergeable(scores, threshold))])
 
-    anchor = list(range(grid.prefix)) + [grid.prefix + place for place in chosen] + [0] * room
+    anchor = list(range(grid.prefix)) + [grid.prefix + token for token in chosen] + [0] * room
     slot = {index: number for number, index in enumerate(anchor[: grid.prefix + len(chosen)])}
     for number, source in enumerate(sources(grid, chosen)):
         slot[grid.prefix + source] = grid.prefix + row[number][1]
         if number in kept:
-            place = grid.prefix + len(chosen) + kept.index(number)
-            slot[grid.prefix + source], anchor[place] = place, grid.prefix + source
+            rank = grid.prefix + len(chosen) + kept.index(number)
+            slot[grid.prefix + source], anchor[rank] = rank, grid.prefix + source
 
     slots = [slot[index] for index in sorted(slot)]
     return slots, [slots.count(number) for number in range(len(anchor))], anchor
@@ -144,13 +144,13 @@ def plan(row: list[tuple[float, int]], grid, *, threshold: float, capacity=None,
 def merge(sequence: Sequence, slot: list[int], size: list[int]) -> Sequence:
     """The mean over each slot; padding is zero."""
     merged = [[0.0] * len(sequence[0]) for _ in size]
-    for token, place in zip(sequence, slot, strict=True):
-        merged[place] = [total + value / size[place] for total, value in zip(merged[place], token, strict=True)]
+    for token, number in zip(sequence, slot, strict=True):
+        merged[number] = [total + value / size[number] for total, value in zip(merged[number], token, strict=True)]
     return merged
 
 
 def unmerge(merged: Sequence, slot: list[int]) -> Sequence:
-    return [merged[place] for place in slot]
+    return [merged[number] for number in slot]
 
 
 def gather_anchors(rows: list, anchor: list[int]) -> list:
@@ -161,12 +161,43 @@ def attention_bias(size: list[int], *, proportional: bool = False) -> list[float
     return [-inf if count == 0 else log(count) if proportional else 0.0 for count in size]
 
 
+# ---------------------------------------------------------------- longer sequences
+
+
+def extend(slot: list[int], size: list[int], anchor: list[int], front: int, back: int):
+    """(slot, size, anchor) of one sample with other tokens around the plan's: each is a slot of its own."""
+    longer_slot, longer_size, longer_anchor = [], [], []
+    for token in range(front):
+        longer_slot.append(len(longer_size))
+        longer_anchor.append(token)
+        longer_size.append(1)
+    longer_slot += [front + number for number in slot]
+    longer_anchor += [front + token for token in anchor]
+    longer_size += size
+    for token in range(front + len(slot), front + len(slot) + back):
+        longer_slot.append(len(longer_size))
+        longer_anchor.append(token)
+        longer_size.append(1)
+    return longer_slot, longer_size, longer_anchor
+
+
+def index(slots: list[list[int]], count: int):
+    """(rows, offsets, inverse) of a batch: every sample's tokens slot by slot, where each slot begins, and back."""
+    rows, offsets, inverse = [], [], []
+    for sample, slot in enumerate(slots):
+        for number in range(count):
+            offsets.append(len(rows))
+            rows += [sample * len(slot) + token for token in range(len(slot)) if slot[token] == number]
+        inverse += [sample * count + number for number in slot]
+    return rows, offsets, inverse
+
+
 # ---------------------------------------------------------------- summaries
 
 
 def merged_pairs(slot: list[int], anchor: list[int]) -> set[tuple[int, int]]:
     """(source, destination) of every token that was merged, as token indices."""
-    return {(token, anchor[place]) for token, place in enumerate(slot) if anchor[place] != token}
+    return {(token, anchor[number]) for token, number in enumerate(slot) if anchor[number] != token}
 
 
 def jaccard_distance(a: set, b: set) -> float:

@@ -50,8 +50,8 @@ def make_tokens(regime: str, shape: tuple[int, int, int], generator: torch.Gener
         signs = noise.sign() * (torch.arange(channels) < (4 if channels >= 4 else 1))
         return (signs * torch.exp2((pick * 8).floor() - 4)).where(pick > 1 / 8, 0)
     if regime in ("clusters", "special"):
-        centres = noise[:, torch.randint(min(tokens, 4), (tokens,), generator=generator)]
-        noise = centres * (1 + pick) + 0.05 * noise.where(pick > 0.5, 0)
+        centers = noise[:, torch.randint(min(tokens, 4), (tokens,), generator=generator)]
+        noise = centers * (1 + pick) + 0.05 * noise.where(pick > 0.5, 0)
     if regime == "special":
         wild = torch.rand(shape, generator=generator) < 0.05
         which = torch.randint(len(SPECIAL), shape, generator=generator)
@@ -69,11 +69,11 @@ def tokens_for(draw, grid: TokenGrid, regimes=FINITE, dtypes=DTYPES, batches=one
 
 
 @st.composite
-def cell_places(draw, grid: TokenGrid) -> list[int] | None:
+def cell_offsets(draw, grid: TokenGrid) -> list[int] | None:
     """Which token of each cell is the destination: the top-left one, the same corner everywhere, or any."""
     return draw(
         st.none()
-        | st.integers(0, 9).map(lambda place: [place] * grid.destinations)
+        | st.integers(0, 9).map(lambda offset: [offset] * grid.destinations)
         | st.lists(st.integers(0, 99), min_size=grid.destinations, max_size=grid.destinations)
     )
 
@@ -83,7 +83,7 @@ class Case(NamedTuple):
 
     policy: AdaptiveMerge
     grid: TokenGrid
-    places: list[int] | None
+    offsets: list[int] | None
     tokens: Tensor
     match: Match
     plan: MergePlan
@@ -107,13 +107,13 @@ all_policies = policies()
 def cases(draw, policy=all_policies, regimes=FINITE, dtypes=DTYPES) -> Case:
     """A merge of tokens drawn from the regimes, with the destinations anywhere in their cells."""
     chosen, grid = draw(policy), draw(token_grids())
-    tokens, places = draw(tokens_for(grid, regimes, dtypes)), draw(cell_places(grid))
-    destinations = destinations_at(grid, places)
+    tokens, offsets = draw(tokens_for(grid, regimes, dtypes)), draw(cell_offsets(grid))
+    destinations = destinations_at(grid, offsets)
     match = chosen.match(tokens, grid, destinations)
     plan = chosen.plan(match, grid, chosen.capacity, destinations)
-    return Case(chosen, grid, places, tokens, match, plan)
+    return Case(chosen, grid, offsets, tokens, match, plan)
 
 
-def destinations_at(grid: TokenGrid, places: list[int] | None) -> Tensor | None:
-    """The library's form of the oracle's `places`."""
-    return None if places is None else choose_destinations(grid, torch.tensor(places))
+def destinations_at(grid: TokenGrid, offsets: list[int] | None) -> Tensor | None:
+    """The library's form of the oracle's `offsets`."""
+    return None if offsets is None else choose_destinations(grid, torch.tensor(offsets))

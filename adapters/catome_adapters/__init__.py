@@ -1,25 +1,40 @@
 """Cached Adaptive Token Merging for other people's models: where they keep their tokens, and when to merge them."""
 
-from catome_adapters.attaching import attach
-from catome_adapters.compiling import compile_blocks
-from catome_adapters.layouts import BlockLayout, Follow
+from catome_adapters.architectures.find import find_sites
+from catome_adapters.attach import attach
+from catome_adapters.compile import compile_blocks
+from catome_adapters.hooks.scope import Scope
+from catome_adapters.hooks.scopes import SCOPES
+from catome_adapters.prediction.seconds import Prediction, predict_site
 from catome_adapters.recipe import RECIPES, MergeRecipe
-from catome_adapters.report import SessionSummary, SiteStep
+from catome_adapters.records import SiteStep
+from catome_adapters.report import SessionSummary
 from catome_adapters.session import MergeSession
-from catome_adapters.sites import MergeSite, SkippedSite
-from catome_adapters.surveying import find_sites
+from catome_adapters.sites.grid import GridSize, Measure, PositionGrid, patches, shapes_from, sizes_from
+from catome_adapters.sites.layout import BlockLayout, PerToken
+from catome_adapters.sites.site import MergeSite, SkippedSite
 
 __all__ = [
     "RECIPES",
+    "SCOPES",
     "BlockLayout",
-    "Follow",
+    "GridSize",
+    "Measure",
     "MergeRecipe",
     "MergeSession",
     "MergeSite",
+    "PerToken",
+    "PositionGrid",
+    "Prediction",
+    "Scope",
     "SessionSummary",
     "SiteStep",
     "SkippedSite",
     "attach",
     "compile_blocks",
     "find_sites",
+    "patches",
+    "predict_site",
+    "shapes_from",
+    "sizes_from",
 ]

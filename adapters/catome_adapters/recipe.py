@@ -8,11 +8,10 @@ from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
 from typing import Literal, get_args
 
+from catome_adapters.hooks.scopes import SCOPES
 from catome_core import PAPER_SCHEDULES, AdaptiveMerge, CheckpointSchedule, TokenGrid
 
-Scope = Literal["attention", "keys", "block"]
 Metric = Literal["input", "output"]
-SCOPES: tuple[Scope, ...] = get_args(Scope)
 METRICS: tuple[Metric, ...] = get_args(Metric)
 LEVELS = ("auto", "top", "all")
 
@@ -27,24 +26,24 @@ class MergeRecipe:
         schedule: The steps that recompute the pairs.
         scope: "attention" merges around self-attention (paper), "keys" merges only its keys and values (values
             are means, keys those of the anchors), "block" runs the whole transformer block on merged tokens.
+            "progressive" is for models that are called once per input: every block merges, between its attention and
+            its feed-forward, some of the tokens that the blocks before it have left, and only the last one unmerges
+            (ToMe, 2023). Every other token is a destination, whatever `stride` says, so a block leaves
+            1 / 2 + policy.capacity of its tokens: 0.46 merges one in 25, 0.5 none. The similarity of the keys that
+            attention compares decides which tokens merge, not how many: the threshold plays no part.
         proportional: Attention weighs every key by the number of tokens it stands for.
         levels: "auto" takes the levels where merging is predicted to gain, and merges only in calls where it gains;
             "top" takes the level with the most tokens (paper: D1 and U1), "all" every level, a tuple the levels named
             by their downsampling factor, such as (1, 2): these three merge in every call.
         stride: Cell size of the grid, one destination per cell: one number for height and width, with frames each by
             itself, or a number for every dimension.
-        seed: Of the destinations of `policy.destination="random"`.
+        seed: Seed of the destinations of `policy.destination="random"`.
         metric: What is matched: "input" the block's input (paper), "output" what self-attention returns, or with
             scope="block" what the block does (DiTo, 2026). Then a step that recomputes pairs runs unmerged.
         segment: With scope="block", how many consecutive blocks at most share one merge before the first and one
             unmerge after the last.
         during: The part of the run in which tokens merge, as fractions of its steps: step s of n merges if
             during[0] <= s / n < during[1]. Outside it the model runs as if nothing were attached.
-        progressive: With scope="block", for models that see every input once: every block merges, between its attention
-            and its feed-forward, some of the tokens that the blocks before it have left, and only the last one unmerges
-            (ToMe, 2023). Every other token is a destination, whatever `stride` says, so a block leaves
-            1 / 2 + policy.capacity of its tokens: 0.46 merges one in 25, 0.5 none. The similarity of the keys that
-            attention compares decides which, not how many: the threshold plays no part.
 
     Raises:
         ValueError: If a value is out of range.
@@ -57,7 +56,7 @@ class MergeRecipe:
 
     policy: AdaptiveMerge = field(default_factory=AdaptiveMerge)
     schedule: CheckpointSchedule = PAPER_SCHEDULES["config_3"]
-    scope: Scope = "attention"
+    scope: str = "attention"
     proportional: bool = True
     levels: Literal["auto", "top", "all"] | tuple[int, ...] = "auto"
     stride: int | tuple[int, ...] = 2
@@ -65,17 +64,15 @@ class MergeRecipe:
     metric: Metric = "input"
     segment: int = 1
     during: tuple[float, float] = (0.0, 1.0)
-    progressive: bool = False
 
     def __post_init__(self) -> None:
         _expect("policy", self.policy, AdaptiveMerge)
         _expect("schedule", self.schedule, CheckpointSchedule)
-        _expect_one_of("scope", self.scope, SCOPES)
+        _expect_one_of("scope", self.scope, tuple(SCOPES))
         _expect_one_of("metric", self.metric, METRICS)
         self._check_levels()
         self._check_segment()
         self._check_during()
-        self._check_progressive()
         self._freeze_lists()
         TokenGrid((1,) * (len(self.stride) if isinstance(self.stride, tuple) else 2), self.stride)
 
@@ -89,34 +86,22 @@ class MergeRecipe:
     def _check_levels(self) -> None:
         if isinstance(self.levels, str) and self.levels not in LEVELS:
             raise ValueError(f"levels is {self.levels!r}; expected one of {LEVELS} or factors such as (1, 2)")
-        if isinstance(self.levels, int):
+        if isinstance(self.levels, int):  # pyright: ignore[reportUnnecessaryIsInstance]: JSON may hold one
             raise ValueError(f"levels is {self.levels!r}; expected one of {LEVELS} or a tuple such as (1, 2)")
 
     def _check_segment(self) -> None:
-        if not isinstance(self.segment, int) or self.segment < 1:
+        if not isinstance(self.segment, int) or self.segment < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ValueError(f"segment is {self.segment!r}; expected a number of blocks, 1 or more")
-        if self.segment > 1 and self.scope != "block":
-            raise ValueError(
-                f"segment is {self.segment} with scope={self.scope!r}, which has nothing to share between blocks; "
-                "use scope='block', or segment=1"
-            )
+        error = SCOPES[self.scope].recipe_error(self.policy, self.segment)
+        if error:
+            raise ValueError(f"segment is {self.segment} with scope={self.scope!r}{error}")
 
     def _check_during(self) -> None:
-        pair = isinstance(self.during, (tuple, list)) and len(self.during) == 2
+        pair = isinstance(self.during, (tuple, list)) and len(self.during) == 2  # pyright: ignore[reportUnnecessaryIsInstance]
         if not pair or not 0 <= self.during[0] < self.during[1] <= 1:
             raise ValueError(
                 f"during is {self.during!r}; expected two rising fractions of the run, such as (0.2, 1.0) to leave "
                 "the first fifth of the steps unmerged"
-            )
-
-    def _check_progressive(self) -> None:
-        policy = self.policy
-        fits = policy.spare == "fill" and policy.capacity is not None and policy.radius is None
-        if self.progressive and not (fits and self.scope == "block" and self.segment == 1):
-            raise ValueError(
-                f"progressive=True with scope={self.scope!r}, segment={self.segment} and {policy}; expected "
-                "scope='block', segment=1 and a number of tokens that is known in advance: "
-                'AdaptiveMerge(threshold=-1, capacity=0.44, spare="fill"), or RECIPES["tome"]'
             )
 
     def merges_at(self, step: int, total: int) -> bool:
@@ -154,7 +139,7 @@ class MergeRecipe:
         """The recipe that `to_json` wrote.
 
         Raises:
-            ValueError: If the text is not JSON, no recipe, or a value is out of range.
+            ValueError: If the text is not JSON, not a recipe, or a value is out of range.
             TypeError: If a field is unknown.
         """
         values = json.loads(text)
@@ -192,11 +177,10 @@ RECIPES: Mapping[str, MergeRecipe] = MappingProxyType(
         "tome": MergeRecipe(
             AdaptiveMerge(threshold=-1, capacity=0.44, spare="fill"),
             CheckpointSchedule.every(1, 50),
-            scope="block",
-            progressive=True,
+            scope="progressive",
         ),
     }
 )
 """Recipes by name: "default"; "paper", to the letter; "keys", the closest to the unmerged picture; "tomesd", half of
-the tokens, matched anew at every step; "vit", half of the tokens of every block, for models that see every input once;
-"tome", for their classification: every block merges 6 % of the tokens that the blocks before it have left."""
+the tokens, matched anew at every step; "vit", half of the tokens of every block, for models that are called once per
+input; "tome", for their classification: every block merges 6 % of the tokens that the blocks before it have left."""

@@ -1,4 +1,4 @@
-"""What a session did, as data and as text."""
+"""What a session did, as text."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
-from torch import Tensor
-
-from catome_adapters.prediction import USUAL_BATCH, predict_site, usual_grid
+from catome_adapters.hooks.scopes import SCOPES
+from catome_adapters.hooks.segment import Segment
+from catome_adapters.prediction.seconds import TYPICAL_BATCH, predict_site, typical_grid
 from catome_adapters.recipe import MergeRecipe
-from catome_adapters.sites import MergeSite, SkippedSite
+from catome_adapters.records import SiteStep
+from catome_adapters.sites.site import MergeSite, SkippedSite
 from catome_core import TokenGrid
-from catome_core.cache import PlanKey
 
 REPORT_COLUMNS = ("", "level", "tokens", "grid", "channels", "50 %", "75 %", "saves ms", "costs ms")
 REPORT_NOTE = (
@@ -21,102 +21,38 @@ REPORT_NOTE = (
 )
 
 
-class SiteState(NamedTuple):
-    """The plan of one site during one step; `wanted` (batch,) stays on the device until somebody asks."""
-
-    name: str
-    key: PlanKey | None
-    spare: str
-    capacity: float | None
-    wanted: Tensor | None
-
-    @property
-    def grid(self) -> TokenGrid:
-        """The grid of a site that has run."""
-        assert self.key is not None
-        return self.key.grid
-
-    @classmethod
-    def unknown(cls, name: str) -> SiteState:
-        """A site that has not run yet."""
-        return cls(name, None, "pad", None, None)
-
-
-class SiteStep(NamedTuple):
-    """One site in one step.
-
-    Attributes:
-        site: Its name.
-        step: From 0.
-        checkpoint: Whether pairs were recomputed.
-        tokens: Tokens before the merge.
-        slots: Slots that were computed, padding included.
-        mergeable_fraction: Share of the tokens that is above the threshold, mean over the batch.
-        merged_fraction: Share of the tokens that was merged away, mean over the batch.
-        capacity: Kept places as a fraction of the tokens: the rung of the ladder.
-        overflow: Sources that merged below the threshold for want of places, summed over the batch.
-    """
-
-    site: str
-    step: int
-    checkpoint: bool
-    tokens: int
-    slots: int
-    mergeable_fraction: float
-    merged_fraction: float
-    capacity: float
-    overflow: int
-
-
-class SiteView(NamedTuple):
+class SiteReport(NamedTuple):
     """One attached site in the report.
 
     Attributes:
         site: The site.
-        grid: Of the last call; None before the first.
-        batch: Of the last call.
-        whole: Whether the last call was of a size at which merging would lose, so that nothing merged.
+        grid: The grid of the last call; None before the first.
+        batch: The batch of the last call.
+        unmerged: Whether the last call was of a size at which merging would lose, so that nothing merged.
     """
 
     site: MergeSite
     grid: TokenGrid | None = None
-    batch: int = USUAL_BATCH
-    whole: bool = False
+    batch: int = TYPICAL_BATCH
+    unmerged: bool = False
 
     @property
     def status(self) -> str:
         """What has become of the site so far."""
         if self.grid is None:
             return "not run yet: figures of the model's default size"
-        return "but left whole in the last call, too small to gain" if self.whole else "figures of the last call"
+        return "but left unmerged in the last call, too small to gain" if self.unmerged else "figures of the last call"
 
 
-class StepRecord(NamedTuple):
-    """All sites in one step."""
-
-    step: int
-    checkpoint: bool
-    states: tuple[SiteState, ...]
-
-    def rows(self) -> Iterator[SiteStep]:
-        """One row per site that ran; reads from the device."""
-        for state in self.states:
-            if state.key is not None and state.wanted is not None:
-                yield self._row(state, state.grid, state.wanted.tolist())
-
-    def _row(self, state: SiteState, grid: TokenGrid, wanted: list[int]) -> SiteStep:
-        places = grid.places(state.capacity)
-        kept = [places if state.spare == "fill" else min(want, places) for want in wanted]
-        mergeable, merged = ((grid.sources - sum(left) / len(wanted)) / grid.tokens for left in (wanted, kept))
-        overflow = sum(max(0, want - places) for want in wanted)
-        slots = grid.prefix + grid.destinations + places
-        return SiteStep(
-            state.name, self.step, self.checkpoint, grid.tokens, slots, mergeable, merged, places / grid.area, overflow
-        )
+def report_segment(segment: Segment) -> Iterator[SiteReport]:
+    """The sites of a segment: all by its one plan, or each by its own."""
+    for index, site in enumerate(segment.sites):
+        key = segment.last_calls[min(index, len(segment.last_calls) - 1)].key
+        yield SiteReport(site) if key is None else SiteReport(site, key.grid, key.batch, not segment.pays_off(key))
 
 
 class SessionSummary(NamedTuple):
-    """Every site and step of a run, oldest first; printed as one line a site."""
+    """Every site and step of a run, oldest first; printed as one line per site."""
 
     rows: tuple[SiteStep, ...]
 
@@ -132,7 +68,7 @@ class SessionSummary(NamedTuple):
 
     @property
     def overflow(self) -> int:
-        """Sources that merged below the threshold for want of places, over the whole run."""
+        """Sources that merged below the threshold because kept slots were too few, over the whole run."""
         return sum(row.overflow for row in self.rows)
 
     def __str__(self) -> str:
@@ -144,24 +80,25 @@ class SessionSummary(NamedTuple):
         return "\n".join(lines)
 
 
-def render_report(recipe: MergeRecipe, attached: Sequence[SiteView], skipped: Sequence[SkippedSite]) -> str:
+def render_report(recipe: MergeRecipe, attached: Sequence[SiteReport], skipped: Sequence[SkippedSite]) -> str:
     """The text of `MergeSession.report`: headings, and under each the blocks of a transformer as one row."""
-    plain = {"metric": "input", "segment": 1, "during": (0.0, 1.0), "progressive": False}
-    extra = "".join(f", {name} {getattr(recipe, name)}" for name in plain if getattr(recipe, name) != plain[name])
-    head = f"scope {recipe.scope}{extra}, proportional {recipe.proportional}, levels {recipe.levels}, {recipe.policy}"
+    parts = [SCOPES[recipe.scope].describe(recipe.scope, recipe.segment)]
+    parts += [f"metric {recipe.metric}"] if recipe.metric != "input" else []
+    parts += [f"during {recipe.during}"] if recipe.during != (0.0, 1.0) else []
+    parts += [f"proportional {recipe.proportional}", f"levels {recipe.levels}", str(recipe.policy)]
     groups: dict[str, list[tuple[str, ...]]] = defaultdict(list)
     for view in attached:
-        groups[f"attached, {view.status}"].append(_cells(view, recipe))
-    for place in skipped:
-        row = _cells(SiteView(place.site), recipe) if place.site else (place.name,)
-        groups[f"not attached, {place.reason}"].append(row)
+        groups[f"attached, {view.status}"].append(_report_cells(view, recipe))
+    for candidate in skipped:
+        row = _report_cells(SiteReport(candidate.site), recipe) if candidate.site else (candidate.name,)
+        groups[f"not attached, {candidate.reason}"].append(row)
     lines = [line for heading, rows in groups.items() for line in (f"{heading}:", *_merge_rows(rows))]
-    return "\n".join([head, REPORT_NOTE, _row(REPORT_COLUMNS), *lines])
+    return "\n".join([", ".join(parts), REPORT_NOTE, _row(REPORT_COLUMNS), *lines])
 
 
-def _cells(view: SiteView, recipe: MergeRecipe) -> tuple[str, ...]:
-    """The figures of a site; "?" where the model tells no size and has not been called."""
-    site, grid = view.site, view.grid or usual_grid(view.site, recipe)
+def _report_cells(view: SiteReport, recipe: MergeRecipe) -> tuple[str, ...]:
+    """The figures of a site; "?" where the model has no default size and was not called."""
+    site, grid = view.site, view.grid or typical_grid(view.site, recipe)
     name = site.name.rpartition(".")[0].removesuffix(".transformer_blocks") or site.name
     if grid is None:
         return (name, str(site.level), "?")
@@ -181,7 +118,7 @@ def _cells(view: SiteView, recipe: MergeRecipe) -> tuple[str, ...]:
 
 def _merge_rows(rows: Sequence[tuple[str, ...]]) -> list[str]:
     """Equal rows are blocks of one transformer: one line says how many."""
-    return [_row((f"  {row[0]}" + f" x {count}" * (count > 1), *row[1:])) for row, count in Counter(rows).items()]
+    return [_row((f"  {row[0]}{f' x {count}' if count > 1 else ''}", *row[1:])) for row, count in Counter(rows).items()]
 
 
 def _row(cells: Sequence[str]) -> str:

@@ -1,0 +1,1 @@
+"""Finding the sites of the models that the library recognizes."""

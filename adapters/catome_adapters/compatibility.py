@@ -1,0 +1,176 @@
+"""Everything that is refused before a run: sites that a recipe does not fit, and other libraries' patches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import nn
+
+from catome_adapters.hooks.attention import is_enclosed
+from catome_adapters.hooks.scopes import SCOPES
+from catome_adapters.recipe import MergeRecipe
+from catome_adapters.sites.ranks import RankGrid, count_ranks, splits_itself
+from catome_adapters.sites.site import MergeSite
+
+PASSING = (
+    "TextKVCacheBlockHook",
+    "TransformerBlockSkipHook",
+    "FeedForwardSkipHook",
+    "AttentionProcessorSkipHook",
+    "PeftInputAutocastDisableHook",
+)
+"""Hooks of diffusers that run in a module's place and keep no image tokens for later."""
+
+NOTHING_TO_ADD = "use AdaptiveMerge(spare='fill') with proportional=False and scope='attention' or 'block'"
+"""A recipe for which attention needs neither a mask nor other keys."""
+
+
+def check_attachable(sites: Sequence[MergeSite], recipe: MergeRecipe) -> None:
+    """Everything that has to hold when a session is attached.
+
+    Raises:
+        RuntimeError: If a site has a session already.
+        ValueError: If the sites do not fit the recipe, or something else at work on them is incompatible with it.
+    """
+    taken = [site.name for site in sites if any(map(is_enclosed, site.attentions))]
+    if taken:
+        raise RuntimeError(f"{taken[0]} and {len(taken) - 1} more have a session already; call its detach() first")
+    _check(sites, recipe, (_scope_fits, _needs_no_steps))
+    check_compatible(sites, recipe)
+
+
+def check_compatible(sites: Sequence[MergeSite], recipe: MergeRecipe) -> None:
+    """Everything that may change while a session is attached, before each run.
+
+    Raises:
+        ValueError: With the site, the reason and the remedy, if something cannot work.
+    """
+    _check(sites, recipe, (_no_cache_of_merged_tokens, _attention_can_change, _attends_once, _ranks_agree))
+
+
+Check = Callable[[MergeSite, MergeRecipe], str | None]
+
+
+def _check(sites: Sequence[MergeSite], recipe: MergeRecipe, checks: Sequence[Check]) -> None:
+    for site in sites:
+        for check in checks:
+            reason = check(site, recipe)
+            if reason:
+                raise ValueError(f"{site.name}: {reason}")
+
+
+def _scope_fits(site: MergeSite, recipe: MergeRecipe) -> str | None:
+    """The site's layout and the scope itself allow it."""
+    reason = site.layout.refused.get(recipe.scope) or SCOPES[recipe.scope].site_error(site)
+    return f"cannot merge in scope={recipe.scope!r}: {reason}" if reason else None
+
+
+def _needs_no_steps(site: MergeSite, recipe: MergeRecipe) -> str | None:
+    """A model that is called once per input has no later steps, and what happens only in them would save nothing."""
+    later = {
+        "policy.capacity is None, which adapts": recipe.policy.capacity is None,
+        "metric='output' merges": recipe.metric == "output",
+        "during is a part of the run, which merges": recipe.during != (0.0, 1.0),
+    }
+    reasons = [f"{reason} after the first step" for reason, applies in later.items() if applies]
+    if site.denoises or not reasons:
+        return None
+    return (
+        f"it belongs to a model that is called once for every input, without steps, and {reasons[0]}: use "
+        'RECIPES["vit"], or a recipe with a fixed AdaptiveMerge(capacity=0.25, spare="fill"), metric="input" and '
+        "no during"
+    )
+
+
+def _no_cache_of_merged_tokens(site: MergeSite, recipe: MergeRecipe) -> str | None:
+    """A cache over steps returns tokens that another plan has merged."""
+    for module in SCOPES[recipe.scope].merged_modules(site):
+        for hook in _substitutes(module):
+            return (
+                f"diffusers' {type(hook).__name__} may return for {type(module).__name__} what it kept from an "
+                f"earlier step, with scope={recipe.scope!r} merged by another plan; {_cache_remedy(site, module)}"
+            )
+    return None
+
+
+def _cache_remedy(site: MergeSite, module: nn.Module) -> str:
+    if module is site.block:
+        return "call disable_cache() on the network, or use scope='attention' or 'keys'"
+    return "call disable_cache() on the network, or use a cache of whole blocks (FirstBlockCache) and scope='attention'"
+
+
+def _substitutes(module: nn.Module) -> list[Any]:
+    registry = vars(module).get("_diffusers_hook")
+    hooks = getattr(registry, "hooks", {}).values()
+    return [hook for hook in hooks if hasattr(hook, "new_forward") and type(hook).__name__ not in PASSING]
+
+
+def _attention_can_change(site: MergeSite, recipe: MergeRecipe) -> str | None:
+    """Some attention backends do not call `scaled_dot_product_attention`, or take no mask."""
+    if site.layout.takes_keys:
+        return None
+    for attention in site.attentions:
+        backend = _backend(attention)
+        if _must_intercept(recipe) and not _can_intercept(backend):
+            return f"the attention backend {backend!r} makes calls that cannot be intercepted; {_backend_remedy()}"
+        if _needs_bias(recipe) and backend == "_native_flash":
+            return f"the attention backend {backend!r} takes no mask; {_backend_remedy()}"
+    return None
+
+
+def _backend_remedy() -> str:
+    return f"call set_attention_backend('native') on the network, or {NOTHING_TO_ADD}"
+
+
+def _can_intercept(backend: str | None) -> bool:
+    return backend is None or (backend.strip("_").startswith("native") and not backend.endswith(("_npu", "_xla")))
+
+
+def _backend(attention: nn.Module) -> str | None:
+    """The name of diffusers' backend for this attention; None if there is no such choice."""
+    processor: Any = getattr(attention, "processor", None)
+    if not hasattr(processor, "_attention_backend"):
+        return None
+    # The active backend has no public name.
+    from diffusers.models.attention_dispatch import _AttentionBackendRegistry  # pyright: ignore[reportPrivateUsage]
+
+    backend = processor._attention_backend or _AttentionBackendRegistry.get_active_backend()[0]
+    return getattr(backend, "value", backend)
+
+
+def _needs_bias(recipe: MergeRecipe) -> bool:
+    return recipe.proportional or recipe.policy.spare == "pad"
+
+
+def _must_intercept(recipe: MergeRecipe) -> bool:
+    return _needs_bias(recipe) or not SCOPES[recipe.scope].merges_queries
+
+
+def _attends_once(site: MergeSite, recipe: MergeRecipe) -> str | None:
+    """Stable Diffusion 3's IP-Adapter attends to the image's keys a second time, next to its own."""
+    name = type(getattr(site.attention, "processor", None)).__name__
+    if not name.startswith("SD3IPAdapter") or not SCOPES[recipe.scope].merges_queries or not _needs_bias(recipe):
+        return None
+    return f"{name} attends to merged keys again, among its own, where no mask fits; {NOTHING_TO_ADD}, or scope='keys'"
+
+
+def _ranks_agree(site: MergeSite, recipe: MergeRecipe) -> str | None:
+    """Ranks that share a sequence gather equally many keys from each other, without their plans."""
+    count = count_ranks(site.host)
+    if count == 1:
+        return None
+    if not isinstance(site.grid_of, RankGrid):
+        return f"{count} ranks have begun to share the sequence; call enable_parallelism() before attach()"
+    if recipe.policy.capacity is None:
+        return "with capacity=None ranks would keep different numbers of tokens; give AdaptiveMerge a capacity"
+    if _must_intercept(recipe):
+        return f"attention gathers keys of {count} ranks, without their plans; {NOTHING_TO_ADD}"
+    return reason_of_ranks(site)
+
+
+def reason_of_ranks(site: MergeSite) -> str | None:
+    """Why a site is left out under context parallelism."""
+    if not splits_itself(site):
+        return None
+    return "context parallelism splits the sequence inside this block, so it is called with tokens of all ranks"

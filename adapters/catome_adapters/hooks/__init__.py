@@ -1,0 +1,1 @@
+"""What happens to the tokens during a forward pass."""

@@ -1,0 +1,108 @@
+"""Making diffusers' `Attention` aware of slots by its arguments, which spares the projections of merged keys."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from catome_adapters.hooks.owner import HookOwner
+from catome_adapters.sites.call import Arguments
+from catome_adapters.sites.site import MergeSite
+from catome_core import MergePlan, attention_bias, gather_anchors, merge
+
+
+class AttentionNeeds(NamedTuple):
+    """What attention has to take account of.
+
+    Attributes:
+        proportional: The number of tokens that every key stands for.
+        padded: Slots that may be empty.
+        merge_keys: Keys and values that merge although the queries do not.
+    """
+
+    proportional: bool
+    padded: bool
+    merge_keys: bool
+
+
+class AnchorKeys(AbstractContextManager[None]):
+    """While this is open, the keys of one self-attention are projected from the anchors of the slots."""
+
+    def __init__(self, way: ByArguments, anchors: Tensor) -> None:
+        self.way, self.anchors = way, anchors
+
+    def __enter__(self) -> None:
+        self.way.anchors = self.anchors
+
+    def __exit__(self, *error: object) -> None:
+        self.way.anchors = None
+
+
+class ByArguments(HookOwner):
+    """Makes diffusers' `Attention` aware of slots: it takes keys and an additive mask as arguments.
+
+    With merged keys, keys are those of the anchors, since a mean of keys is shorter than each of them.
+
+    Attributes:
+        anchors: What the keys are projected from (batch, slots, channels), while such a call runs.
+    """
+
+    def __init__(self, site: MergeSite, module: nn.Module, needs: AttentionNeeds) -> None:
+        self.site, self.module, self.needs = site, module, needs
+        self.anchors: Tensor | None = None
+        self.projection: nn.Module | None = None
+        self.handle: Any = None
+        self.begin_step()
+
+    def aware(
+        self, call: Arguments, plan: MergePlan, merge_keys: bool
+    ) -> tuple[Arguments, tuple[AbstractContextManager[Any], ...]]:
+        """The call with a bias and, with `merge_keys`, with the slots of its tokens as keys and values."""
+        args, kwargs = call
+        tokens: Tensor = args[0]
+        kwargs = kwargs | {"attention_mask": self._bias(tokens, plan, kwargs.get("attention_mask"))}
+        if not merge_keys:
+            return (args, kwargs), ()
+        self._refuse_fused()
+        contexts = (AnchorKeys(self, gather_anchors(tokens, plan)),)
+        return (args, kwargs | {"encoder_hidden_states": merge(tokens, plan)}), contexts
+
+    def begin_step(self) -> None:
+        """Adapters such as LoRA put another module in the projection's place, so it is looked up before every step."""
+        projection = getattr(self.module, "to_k", None)
+        if not self.needs.merge_keys or projection is None or projection is self.projection:
+            return
+        self.remove()
+        self.projection = projection
+        self.handle = projection.register_forward_pre_hook(self._before_projection)
+
+    def remove(self) -> None:
+        """Remove the hook."""
+        if self.handle is not None:
+            self.handle.remove()
+
+    def _before_projection(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return args if self.is_copy or self.anchors is None else (self.anchors, *args[1:])
+
+    def _refuse_fused(self) -> None:
+        # Not `fused_projections`: diffusers leaves it True when it unfuses.
+        if type(getattr(self.module, "processor", None)).__name__.startswith("Fused"):
+            raise ValueError(
+                f"{self.site.name} has fused projections, which take queries and keys from the same tokens; "
+                "call unfuse_qkv_projections(), or use scope='attention'"
+            )
+
+    def _bias(self, tokens: Tensor, plan: MergePlan, mask: Tensor | None) -> Tensor | None:
+        """What is added to the scores, (batch, 1, slots); None if there is nothing to add."""
+        if mask is not None:
+            raise ValueError(
+                f"{self.site.name} was given an attention_mask of shape {tuple(mask.shape)} for its "
+                "self-attention, which does not fit merged keys; detach the session for masked inputs, or leave the "
+                "mask out"
+            )
+        if not self.needs.padded and not self.needs.proportional:
+            return None
+        bias = attention_bias(plan, dtype=tokens.dtype, proportional=self.needs.proportional)
+        return bias[:, 0].expand(len(tokens), -1, -1)

@@ -1,0 +1,104 @@
+"""All hooks that a session has put on a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+
+from torch import nn
+
+from catome_adapters.hooks.between import group_sites
+from catome_adapters.hooks.host import Host
+from catome_adapters.hooks.pairs import SitePairs
+from catome_adapters.hooks.rules import MergeRules
+from catome_adapters.hooks.segment import Segment
+from catome_adapters.sites.grid import Measure
+from catome_adapters.sites.site import MergeSite
+
+
+class Attachment:
+    """The segments of a session and their hosts.
+
+    Args:
+        sites: What to attach to.
+        rules: What to do there. Each segment has another seed, counted from that of the rules.
+        length: Number of consecutive blocks that share a merge, at most.
+        before_call: Called before a call of a host that is not the first of its context in a step, or whose step is
+            unknown; not in compiled code.
+    """
+
+    def __init__(
+        self, sites: Sequence[MergeSite], rules: MergeRules, length: int, before_call: Callable[[Host], None]
+    ) -> None:
+        self._before_call = before_call
+        self._hosts: dict[tuple[nn.Module, Measure], Host] = {}
+        groups = group_sites(sites, rules.scope.blocks_per_segment(length, len(sites)))
+        self.segments = [
+            Segment(group, self._host(group[0]), replace(rules, seed=seed))
+            for seed, group in enumerate(groups, rules.seed)
+        ]
+
+    @property
+    def hosts(self) -> Iterable[Host]:
+        """The modules whose calls give the grids."""
+        return self._hosts.values()
+
+    @property
+    def pairs(self) -> Iterator[SitePairs]:
+        """What is remembered from step to step, of all segments."""
+        return (pairs for segment in self.segments for pairs in segment.pairs)
+
+    @property
+    def ran(self) -> list[SitePairs]:
+        """The pairs of the calls that this step has made so far."""
+        return [pairs for pairs in self.pairs if pairs.key is not None]
+
+    @property
+    def idle(self) -> list[str]:
+        """Names of the segments whose host was called, and whose block never was."""
+        return [segment.site.name for segment in self.segments if segment.never_ran]
+
+    def begin_call(self, host: Host) -> None:
+        """Before a call of a host within a step: later ones of the same context have pairs of their own."""
+        for segment in self.segments:
+            if segment.host is host and host.calls:
+                segment.pairs.select(host.context, host.calls + 1)
+
+    def begin_step(self, checkpoint: bool, merging: bool) -> None:
+        """Before a step: recompute or reuse, or leave the tokens alone."""
+        for host in self.hosts:
+            host.begin_step(True)
+        for segment in self.segments:
+            for attention in segment.attentions:
+                attention.begin_step()
+            segment.pairs.begin_step(checkpoint, merging)
+
+    def finish_step(self) -> list[SitePairs]:
+        """After a step; the pairs that were recomputed in it."""
+        return [pairs for segment in self.segments for pairs in segment.pairs.finish_step()]
+
+    def select_calls(self, context_of: Callable[[nn.Module], str | None]) -> None:
+        """The next calls of each host belong to this context."""
+        for host in self.hosts:
+            host.context = context_of(host.module)
+        for segment in self.segments:
+            segment.pairs.select(segment.host.context)
+
+    def reset(self) -> None:
+        """Begin a new run."""
+        for host in self.hosts:
+            host.begin_step(False)
+        for segment in self.segments:
+            segment.pairs.reset()
+
+    def remove(self) -> None:
+        """Remove every hook."""
+        for part in (*self.segments, *self.hosts):
+            part.remove()
+
+    def _host(self, site: MergeSite) -> Host:
+        """One host serves all sites with the same module and grid."""
+        key = (site.host, site.grid_of)
+        if key not in self._hosts:
+            self._hosts[key] = Host(*key, self._before_call)
+        return self._hosts[key]

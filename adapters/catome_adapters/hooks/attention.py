@@ -1,0 +1,198 @@
+"""Around one self-attention: merge its tokens, make it aware of slots, unmerge its result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import cache
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from catome_adapters.hooks.arguments import AttentionNeeds, ByArguments
+from catome_adapters.hooks.forward import ForwardState
+from catome_adapters.sites.call import Arguments, Signature, gather_rows
+from catome_adapters.sites.location import BlockPlans
+from catome_adapters.sites.site import MergeSite
+from catome_core import InterceptAttention, merge, unmerge
+
+# torch has no public way to see how many function modes are open, or to close one from outside.
+_count_function_modes: Callable[[], int] = torch._C._len_torch_function_stack  # pyright: ignore[reportPrivateUsage]
+_pop_function_mode: Callable[[], object] = torch._C._pop_torch_function_stack  # pyright: ignore[reportPrivateUsage]
+
+Contexts = tuple[AbstractContextManager[Any], ...]
+
+
+class AttentionScope(Protocol):
+    """The part of a scope that concerns self-attention."""
+
+    def before_attention(
+        self, state: ForwardState, attention: SelfAttention, call: Arguments
+    ) -> tuple[Arguments, Contexts]:
+        """The arguments that it is called with, and the contexts that are open while it runs."""
+        ...
+
+    def after_attention(self, state: ForwardState, attention: SelfAttention, returned: Any) -> Any:
+        """Its result."""
+        ...
+
+
+class EnclosedAttention(nn.Module):
+    """A self-attention whose calls go through a `SelfAttention`.
+
+    A pair of torch's hooks cannot enclose a call: after an interrupt (`KeyboardInterrupt`, a canceled thread) no hook
+    runs, and a context that one hook has opened would stay open. So the module's class becomes a subclass of the same
+    name while a session is attached. A copy of the module, or one that is unpickled, has the class as it was.
+    """
+
+    catome_attention: SelfAttention | None = None
+    catome_kind: ClassVar[type[nn.Module]]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What the block calls."""
+        attention = self.catome_attention
+        if attention is None:
+            return super().__call__(*args, **kwargs)
+        return attention.run(super().__call__, args, kwargs)
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        kind, state = self.catome_kind, self.__getstate__()
+        return kind.__new__, (kind,), {name: part for name, part in state.items() if name != "catome_attention"}
+
+
+@cache
+def _enclosed(kind: type[nn.Module]) -> type[nn.Module]:
+    names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__}
+    return type(kind.__name__, (EnclosedAttention, kind), names | {"catome_kind": kind})
+
+
+def is_enclosed(module: nn.Module) -> bool:
+    """Whether a session is at work on this self-attention."""
+    return isinstance(module, EnclosedAttention)
+
+
+class SelfAttention:
+    """One self-attention of a segment; its module calls `run`.
+
+    Attributes:
+        site: The site that it belongs to.
+        module: The module.
+    """
+
+    def __init__(
+        self,
+        site: MergeSite,
+        module: nn.Module,
+        scope: AttentionScope,
+        state: ForwardState,
+        needs: AttentionNeeds,
+        on_output: Callable[[Tensor], None] | None,
+    ) -> None:
+        self.site, self.module, self.scope, self.state, self.needs = site, module, scope, state, needs
+        self.on_output, self.kind = on_output, type(module)
+        self.by_arguments = ByArguments(site, module, needs) if site.layout.takes_keys else None
+        # Looked up here: in compiled code, by the module, it would be another graph for every block.
+        self.signature, self.sees_text = Signature.of(module), module is site.attention
+        module.__class__ = _enclosed(self.kind)
+        vars(module)["catome_attention"] = self
+
+    def run(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call the module as the scope requires."""
+        state = self.state
+        state.attended = True
+        if not state.active:
+            returned = forward(*args, **kwargs)
+            if self.on_output is not None and state.match_output:
+                self.on_output(self._block_tokens(returned))
+            return returned
+        call, contexts = self.scope.before_attention(state, self, (args, kwargs))
+        returned = run_within(contexts, forward, call)
+        for context in contexts:
+            self._expect_interception(context)
+        return self.scope.after_attention(state, self, returned)
+
+    def merge(self, call: Arguments, plans: BlockPlans) -> Arguments:
+        """The call with merged tokens, and one row per slot in what has one row per token."""
+        first, *others = self.site.layout.attention_arguments or (None,)
+        tokens: Tensor = self.signature.read(call, first)
+        fits = tokens.shape[1] == plans.tokens.slot.shape[1]
+        merged = merge(tokens, plans.tokens if fits else plans.keys)
+        call = self.signature.write(call, first, merged)
+        for name in others:
+            given = self.signature.read(call, name)
+            call = self.signature.write(call, name, merged if given is tokens else merge(given, plans.tokens))
+        return gather_rows(call, self.signature, self.site, plans)
+
+    def unmerge(self, returned: Any, plans: BlockPlans) -> Any:
+        """The result with one row per token again; text, which comes second in a tuple, stays as it is."""
+        slots = plans.tokens.size.shape[1]
+        if isinstance(returned, Tensor):
+            return unmerge(returned, plans.tokens if returned.shape[1] == slots else plans.keys)
+        return type(returned)(
+            unmerge(part, plans.tokens) if index != 1 and _is_sequence(part, slots) else part
+            for index, part in enumerate(returned)
+        )
+
+    def aware(self, call: Arguments, plans: BlockPlans, *, merge_keys: bool = False) -> tuple[Arguments, Contexts]:
+        """The call and the contexts that make attention aware of slots; with `merge_keys` only its keys are slots."""
+        plan = plans.keys if self.sees_text else plans.tokens
+        if self.by_arguments is not None:
+            return self.by_arguments.aware(call, plan, merge_keys)
+        options = {"proportional": self.needs.proportional, "padded": self.needs.padded, "merge_keys": merge_keys}
+        return call, (InterceptAttention(plan, **options),)
+
+    def begin_step(self) -> None:
+        """Before a step, outside compiled code."""
+        if self.by_arguments is not None:
+            self.by_arguments.begin_step()
+
+    def remove(self) -> None:
+        """Give the module its class back."""
+        if self.by_arguments is not None:
+            self.by_arguments.remove()
+        vars(self.module).pop("catome_attention", None)
+        # Others may have put a class of theirs on top; without a `SelfAttention` ours does nothing.
+        if type(self.module) is _enclosed(self.kind):
+            self.module.__class__ = self.kind
+
+    def _block_tokens(self, returned: Any) -> Tensor:
+        """The block's own tokens (batch, tokens, channels) in what attention returned without a merge."""
+        tokens: Tensor = returned if isinstance(returned, Tensor) else returned[0]
+        text = tokens.shape[1] - self.state.length
+        first = text if self.site.layout.text_side == "front" else 0
+        return tokens[:, first : first + self.state.length]
+
+    def _expect_interception(self, context: object) -> None:
+        if isinstance(context, InterceptAttention) and context.required and not context.was_called:
+            raise ValueError(
+                f"{self.site.name}: {type(self.module).__name__} did not call scaled_dot_product_attention with "
+                f"{context.length} keys, so it cannot be made aware of what merged: switch to the default attention "
+                'backend, fused attention and no slicing, or use scope="attention" with '
+                'AdaptiveMerge(spare="fill") and proportional=False'
+            )
+
+
+def run_within(contexts: Contexts, forward: Callable[..., Any], call: Arguments) -> Any:
+    """Call `forward` with all contexts open, the first outermost; afterwards no function mode of theirs is left."""
+    if not contexts or torch.compiler.is_compiling():
+        return _nest(contexts, forward, call)
+    depth = _count_function_modes()
+    try:
+        return _nest(contexts, forward, call)
+    finally:
+        # An interrupt may come between the moment a mode is on the stack and the `with` statement that removes it.
+        while _count_function_modes() > depth:
+            _pop_function_mode()
+
+
+def _nest(contexts: Contexts, forward: Callable[..., Any], call: Arguments) -> Any:
+    if not contexts:
+        args, kwargs = call
+        return forward(*args, **kwargs)
+    with contexts[0]:
+        return _nest(contexts[1:], forward, call)
+
+
+def _is_sequence(part: Any, length: int) -> bool:
+    return isinstance(part, Tensor) and part.ndim == 3 and part.shape[1] == length

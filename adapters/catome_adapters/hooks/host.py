@@ -1,0 +1,74 @@
+"""The module whose call gives the size of the grid."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+import torch
+from torch import nn
+
+from catome_adapters.hooks.owner import HookOwner
+from catome_adapters.sites.call import Signature
+from catome_adapters.sites.grid import GridSize, Measure, grid_size
+from catome_adapters.steps.observe import ObservedComponent
+
+
+class Host(HookOwner):
+    """A hook on one host: the module whose arguments give the grid of the tokens inside.
+
+    The session is involved only in calls that are out of the ordinary: not the first of their context in a step.
+
+    Attributes:
+        module: The module.
+        size: The grid of its last call; None before the first.
+        context: The context that its next calls belong to.
+        in_step: Whether the step of its next calls is known.
+        components: The parts of the pipeline that report the steps, as they were when last observed.
+    """
+
+    def __init__(self, module: nn.Module, measure: Measure, before_call: Callable[[Host], None]) -> None:
+        self.module, self.measure, self.before_call = module, measure, before_call
+        self.names = Signature.of(module).names
+        self.size: GridSize | None = None
+        self.context: str | None = None
+        self.in_step = False
+        self.components: Sequence[ObservedComponent[Any]] = ()
+        self._calls: Counter[str | None] = Counter()
+        self.handle: Any = module.register_forward_pre_hook(self._before, with_kwargs=True)
+
+    @property
+    def calls(self) -> int:
+        """Number of calls of the present context in this step, before the one that begins."""
+        return self._calls[self.context]
+
+    def refuse_block(self, site: str) -> NoReturn:
+        """Raise ValueError: the host has not been called before the block of this site."""
+        raise ValueError(
+            f"{site} was called, and its host {type(self.module).__name__}, which gives the grid, was not: pass "
+            "MergeSite(..., host=...) with a module that is called before the block, such as the model itself"
+        )
+
+    def begin_step(self, in_step: bool) -> None:
+        """Before a step, or before calls whose step is unknown."""
+        self.in_step = in_step
+        self._calls.clear()
+
+    def remove(self) -> None:
+        """Remove the hook."""
+        self.handle.remove()
+
+    def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self.is_copy:
+            return
+        if not torch.compiler.is_compiling():
+            self._count_call()
+        self.size = grid_size(self.measure(dict(zip(self.names, args, strict=False)) | kwargs))
+
+    def _count_call(self) -> None:
+        replaced = any(getattr(one.pipeline, one.name, None) is not one.component for one in self.components)
+        if self._calls[self.context] or replaced or not self.in_step:
+            self.before_call(self)
+        # Only now: a replaced component begins a new run.
+        self._calls[self.context] += 1

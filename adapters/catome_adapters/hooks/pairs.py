@@ -1,0 +1,142 @@
+"""What a segment remembers from step to step: its pairs, for each of the calls that a step makes of the network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+
+from catome_adapters.hooks.forward import ForwardState
+from catome_adapters.records import SitePlan
+from catome_core import PairCache, PlanKey, count_unmergeable
+
+MAX_CALLS_PER_STEP = 4
+"""Guidance makes up to four calls of the network in a step; pairs for all tiles of a panorama would fill the memory."""
+
+
+class SitePairs:
+    """The pairs of one site, or segment, for one of the calls that a step makes of the network.
+
+    Attributes:
+        name: The site's, with the context.
+        cache: The pairs.
+        always_due: Whether every step recomputes, since several calls of a step share these pairs.
+        plan: What the last step in which it ran made of them.
+        key: The tokens of this step; None if it has not run.
+        merged: Whether it merged in this step.
+        output_missed: Whether the output that was to be matched never came.
+        due: Whether the pairs are to be recomputed; a checkpoint stays due until it has run.
+    """
+
+    def __init__(self, name: str, cache: PairCache, matches_output: bool, always_due: bool = False) -> None:
+        self.name, self.cache = name, cache
+        self.matches_output, self.always_due = matches_output, always_due
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin a new run: no plan, the policy's capacity, the seed's destinations."""
+        self.forget()
+        self.due = False
+        self.cache.reset()
+        self.plan = SitePlan(self.name)
+
+    def forget(self) -> None:
+        """Drop what a step leaves behind, also one that did not finish."""
+        self.key: PlanKey | None = None
+        self.merged = self.output_missed = False
+
+    def begin_step(self, checkpoint: bool) -> None:
+        """Before a step that merges: recompute or reuse."""
+        self.due = self.due or checkpoint or self.always_due or not self.cache.has_plan
+        self.cache.begin_step(self.due)
+
+    def finish_step(self) -> bool:
+        """After a step in which it ran: note what the plan is, and whether it was recomputed in this step."""
+        plan, is_fresh = self.current_plan(), self.is_fresh
+        self.due = self.due and (self.output_missed or not self.merged)
+        self.forget()
+        self.cache.own_memory()
+        self.plan = plan
+        return is_fresh
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether the pairs were recomputed in this step."""
+        return self.merged and self.cache.has_plan and (self.cache.refresh or self.key != self.plan.key)
+
+    def current_plan(self) -> SitePlan:
+        """What this step has made of the pairs so far; changes nothing."""
+        key, cache = self.key, self.cache
+        if key is None or (self.merged and not cache.has_plan):
+            return self.plan
+        if not self.merged:
+            return SitePlan.unmerged(self.name, key, torch.full((key.batch,), key.grid.sources))
+        unmergeable = self.plan.unmergeable
+        if self.is_fresh:
+            unmergeable = count_unmergeable(cache.match(), cache.policy.threshold)
+        if self.is_fresh and self.matches_output and unmergeable is not None:
+            return SitePlan.unmerged(self.name, key, unmergeable)
+        return SitePlan(self.name, key, cache.policy.spare, cache.capacity, unmergeable)
+
+
+class PairsByCall:
+    """The pairs of a segment: a list, one for each of its plans, for every context and call of a step.
+
+    Attributes:
+        current: The pairs of the call that comes next, or runs.
+        merging: Whether tokens merge in this step.
+    """
+
+    def __init__(self, make: Callable[[str, bool], list[SitePairs]], state: ForwardState) -> None:
+        self.make, self.state = make, state
+        self.context: str | None = None
+        self.merging = True
+        self._kept: dict[tuple[str | None, int], list[SitePairs]] = {}
+        self.current = self._pairs_for(None, 1)
+
+    def __iter__(self) -> Iterator[SitePairs]:
+        """All pairs, of every context and call."""
+        return (pairs for kept in self._kept.values() for pairs in kept)
+
+    def select(self, context: str | None, call: int = 1) -> None:
+        """From now on use the pairs of this context's first call in a step, or of a later one."""
+        for pairs in self.current:
+            pairs.output_missed = pairs.output_missed or self.state.match_output
+            # Memory that a compiled call allocated may be gone in the next call, which other pairs make.
+            pairs.cache.own_memory()
+        self.state.clear()
+        self.context, self.current = context, self._pairs_for(context, call)
+
+    def begin_step(self, checkpoint: bool, merging: bool) -> None:
+        """Before a step: recompute or reuse, or leave the tokens alone."""
+        self.select(self.context)
+        self.merging = merging
+        for pairs in self if merging else ():
+            pairs.begin_step(checkpoint)
+
+    def finish_step(self) -> list[SitePairs]:
+        """After a step: note what the plans are; the pairs that were recomputed in this step."""
+        self.select(self.context)
+        return [pairs for pairs in self if pairs.key is not None and pairs.finish_step()]
+
+    def reset(self) -> None:
+        """Begin a new run, in which every step merges until `begin_step`."""
+        self.merging = True
+        self.select(self.context)
+        for pairs in self:
+            pairs.reset()
+
+    def forget(self) -> None:
+        """Drop what a forward pass leaves behind, also one that did not finish."""
+        self.state.clear()
+        for pairs in self:
+            pairs.forget()
+
+    def _pairs_for(self, context: str | None, call: int) -> list[SitePairs]:
+        call = min(call, MAX_CALLS_PER_STEP + 1)
+        key, uncounted = (context, call), call > MAX_CALLS_PER_STEP
+        if key not in self._kept:
+            number = f"call {call}" + " and later" * uncounted if call > 1 else None
+            labels = ", ".join(label for label in (context, number) if label)
+            self._kept[key] = self.make(f" ({labels})" if labels else "", uncounted)
+        return self._kept[key]

@@ -1,0 +1,185 @@
+"""One attached site, or several consecutive ones that share a merge: plain forward hooks around blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from catome_adapters.hooks.arguments import AttentionNeeds
+from catome_adapters.hooks.attention import SelfAttention
+from catome_adapters.hooks.between import Between, as_one
+from catome_adapters.hooks.forward import ForwardState
+from catome_adapters.hooks.host import Host
+from catome_adapters.hooks.owner import HookOwner
+from catome_adapters.hooks.pairs import PairsByCall, SitePairs
+from catome_adapters.hooks.rules import MergeRules
+from catome_adapters.sites.call import Arguments, BlockCall
+from catome_adapters.sites.location import BlockPlans, Location
+from catome_adapters.sites.site import MergeSite
+from catome_adapters.sites.weights import count_weights
+from catome_core import MergePlan, PairCache, PlanKey, TokenGrid, extend
+
+
+class LastCall:
+    """The tokens of the last call; None before the first."""
+
+    key: PlanKey | None = None
+
+
+class Segment:
+    """Merges the tokens of a segment: one site, or several whose blocks the host runs one after the other.
+
+    The host gives the grid, the first block's tokens make the plan, and the scope decides what merges by it.
+
+    Attributes:
+        site: The first site, under a name for all of them.
+        state: Of the forward pass that runs.
+        pairs: What is remembered from step to step.
+        last_calls: By plan, the tokens of the last call.
+    """
+
+    def __init__(self, sites: Sequence[MergeSite], host: Host, rules: MergeRules) -> None:
+        self.sites, self.host, self.rules, self.scope = tuple(sites), host, rules, rules.scope
+        self.site, self.state, self.between = as_one(self.sites), ForwardState(), Between(self.sites)
+        share = rules.scope.merges_queries and any(site.layout.shared for site in sites)
+        self.policy = replace(rules.policy, shared=rules.policy.shared or share)
+        plans = 1 if self.scope.plans_ahead else len(self.sites)
+        self.weights = count_weights(self.site)
+        self.last_calls = [LastCall() for _ in range(plans)]
+        self._grids: dict[tuple[int, ...], TokenGrid] = {}
+        self._decisions: dict[tuple[Any, ...], bool] = {}
+        self.pairs = PairsByCall(self._make_pairs, self.state)
+        last = len(self.sites) - 1
+        blocks = [BlockCall(site, index == 0, index == last) for index, site in enumerate(self.sites)]
+        self.attentions = [self._enclose(site, module) for site in self.sites for module in site.attentions]
+        self.hooks = [BlockHooks(self, block) for block in blocks]
+        self.own_hooks = self.scope.install(self, blocks)
+
+    @property
+    def never_ran(self) -> bool:
+        """Whether the host has been called, and the first block never."""
+        return self.last_calls[0].key is None and self.host.size is not None
+
+    def before_block(self, block: BlockCall, call: Arguments) -> Arguments:
+        """Before a block: the first one's tokens make the plan."""
+        state = self.state
+        if block.is_first:
+            size = self.host.size or self.host.refuse_block(self.site.name)
+            location = block.locate(call, size, self._grid(size.shape))
+            self._begin_pass(location)
+            text = location.text
+        else:
+            text = block.text(call)
+        state.plans = None if state.plan is None else BlockPlans(state.plan, extend(state.plan, *text))
+        return self.scope.before_block(state, block, call) if state.active and self.scope.spans_block else call
+
+    def after_block(self, block: BlockCall, returned: Any) -> Any:
+        """After a block: the last one ends the pass."""
+        state = self.state
+        if block.is_last and not state.attended:
+            # The block was skipped, and may have been called with the tokens of another one.
+            self.pairs.current[0].output_missed = True
+        if block.is_last and state.match_output and self.scope.spans_block:
+            self._match_output(block.output(returned))
+        if state.active and self.scope.spans_block:
+            returned = self.scope.after_block(state, block, returned)
+        if block.is_last:
+            state.plan = state.plans = state.before = state.merged = None
+        return returned
+
+    def plan(self, index: int, tokens: Tensor, grid: TokenGrid) -> MergePlan | None:
+        """The plan for tokens (batch, tokens, channels); None to leave them alone, or to match the output first."""
+        pairs, key = self.pairs.current[index], PlanKey(len(tokens), grid, tokens.device, tokens.dtype)
+        # Only written here: compiled code has one graph for every value that it reads, and for the order of reading.
+        self.last_calls[index].key = pairs.key = key
+        pairs.merged = self.pairs.merging and self.pays_off(key)
+        self.state.match_output = pairs.merged and self.rules.matches_output and not pairs.cache.will_reuse(key)
+        if self.state.match_output or not pairs.merged:
+            return None
+        plan = pairs.cache(tokens, grid)
+        return None if pairs.cache.is_identity else plan
+
+    def pays_off(self, key: PlanKey) -> bool:
+        """Whether merging gains time for such tokens; predicted once for each size, and a constant to the compiler."""
+        if torch.compiler.is_compiling():
+            return self.rules.pays_off(self.weights, key)
+        size = (key.batch, key.grid, key.device.type)
+        if size not in self._decisions:
+            self._decisions[size] = self.rules.pays_off(self.weights, key)
+        return self._decisions[size]
+
+    def remove(self) -> None:
+        """Remove every hook."""
+        for part in (*self.hooks, *self.own_hooks, *self.attentions, self.between):
+            part.remove()
+        self.pairs.forget()
+
+    def _grid(self, shape: tuple[int, ...]) -> TokenGrid:
+        if torch.compiler.is_compiling():
+            return TokenGrid(shape, self.rules.strides(shape), self.site.prefix)
+        if shape not in self._grids:
+            self._grids[shape] = TokenGrid(shape, self.rules.strides(shape), self.site.prefix)
+        return self._grids[shape]
+
+    def _begin_pass(self, location: Location) -> None:
+        if not self.between.is_single and not torch.compiler.is_compiling():
+            self.between.refuse_checkpointing()
+        state, grid = self.state, location.grid
+        state.attended, state.front, state.length = False, location.front, location.tokens.shape[1]
+        state.plan, state.active = None, not self.scope.plans_ahead
+        if self.scope.plans_ahead:
+            last = state.length - location.back
+            plan = self.plan(0, location.tokens[:, location.front : last], grid)
+            state.plan = None if plan is None else extend(plan, location.front, location.back)
+            state.active = plan is not None
+
+    def _match_output(self, tokens: Tensor) -> None:
+        """Make the plan from what came out of the scope: tokens (batch, tokens, channels) of the block's sequence."""
+        pairs, key = self.pairs.current[0], self.last_calls[0].key
+        assert key is not None
+        self.state.match_output = False
+        tokens = tokens[:, self.state.front : self.state.front + key.grid.tokens]
+        # Under autocast the output has another dtype than the input, by which the plan is found again.
+        pairs.cache(tokens.to(key.dtype), key.grid)
+
+    def _enclose(self, site: MergeSite, module: nn.Module) -> SelfAttention:
+        needs = AttentionNeeds(self.rules.proportional, self.policy.spare == "pad", not self.scope.merges_queries)
+        matched = self.rules.matches_output and not self.scope.spans_block and module is self.site.attention
+        return SelfAttention(site, module, self.scope, self.state, needs, self._match_output if matched else None)
+
+    def _make_pairs(self, label: str, always_due: bool) -> list[SitePairs]:
+        """One for each plan, with nothing remembered; `label` names the context."""
+        names = [self.site.name] if self.scope.plans_ahead else [site.name for site in self.sites]
+        is_random = self.policy.destination == "random"
+        # The same seed in every context: what two calls draw is what one batch of both would.
+        generators = [torch.Generator().manual_seed(self.rules.seed) if is_random else None for _ in names]
+        caches = [PairCache(self.policy, generator) for generator in generators]
+        matches_output = self.rules.matches_output
+        return [
+            SitePairs(name + label, cache, matches_output, always_due)
+            for name, cache in zip(names, caches, strict=True)
+        ]
+
+
+class BlockHooks(HookOwner):
+    """The hooks around one block of a segment."""
+
+    def __init__(self, segment: Segment, block: BlockCall) -> None:
+        self.segment, self.block, module = segment, block, block.site.block
+        self.handles: list[Any] = [module.register_forward_pre_hook(self._before, with_kwargs=True)]
+        self.handles.append(module.register_forward_hook(self._after))
+
+    def remove(self) -> None:
+        """Remove both."""
+        for handle in self.handles:
+            handle.remove()
+
+    def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
+        return (args, kwargs) if self.is_copy else self.segment.before_block(self.block, (args, kwargs))
+
+    def _after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        return output if self.is_copy else self.segment.after_block(self.block, output)

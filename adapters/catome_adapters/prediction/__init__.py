@@ -1,0 +1,1 @@
+"""How much time merging is predicted to save."""

@@ -1,0 +1,60 @@
+"""Which levels of a model gain from merging."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from catome_adapters.prediction.seconds import predict_site, typical_grid
+from catome_adapters.recipe import MergeRecipe
+from catome_adapters.sites.site import MergeSite
+
+MIN_SHARE_OF_BEST = 1 / 4
+"""Merging costs fidelity at every level: one that gains less than this share of the best level's gain is left out."""
+
+
+class LevelGain(NamedTuple):
+    """Seconds that all sites of a level together save and cost in one call of the network."""
+
+    saved: float
+    overhead: float
+
+    @property
+    def gain(self) -> float:
+        """Seconds that merging gains; negative if it loses."""
+        return self.saved - self.overhead
+
+    def __str__(self) -> str:
+        return f"saves {self.saved * 1e3:.2f} ms, costs {self.overhead * 1e3:.2f} ms"
+
+
+def predict_levels(sites: Iterable[MergeSite], recipe: MergeRecipe, device_type: str = "") -> dict[int, LevelGain]:
+    """What each level would save and cost at the model's default size; empty if the model has none."""
+    sums: dict[int, list[float]] = defaultdict(lambda: [0.0, 0.0])
+    for site in sites:
+        grid = typical_grid(site, recipe)
+        if grid is None:
+            return {}
+        prediction = predict_site(site, recipe, grid, device_type=device_type)
+        sums[site.level][0] += prediction.saved
+        sums[site.level][1] += prediction.overhead
+    return {level: LevelGain(*sums[level]) for level in sorted(sums)}
+
+
+def winning_levels(gains: Mapping[int, LevelGain]) -> list[int]:
+    """The levels that gain, and at least a quarter of what the best one gains.
+
+    Examples:
+        >>> winning_levels({1: LevelGain(2.0, 1.0), 2: LevelGain(0.5, 0.1), 4: LevelGain(0.2, 0.1)})
+        [1, 2]
+        >>> winning_levels({1: LevelGain(1.0, 2.0)})
+        []
+    """
+    enough = MIN_SHARE_OF_BEST * max((level.gain for level in gains.values()), default=0)
+    return [level for level, change in gains.items() if change.gain > 0 and change.gain >= enough]
+
+
+def attached_levels(sites: Sequence[MergeSite], gains: Mapping[int, LevelGain]) -> list[int]:
+    """The levels of `levels="auto"`: the winning ones, else the one with the most tokens."""
+    return winning_levels(gains) or [min(site.level for site in sites)]

@@ -1,0 +1,183 @@
+"""The size of a model's token grid, from the arguments that the model is called with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from math import prod
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+Shape = tuple[int, ...]
+
+
+class GridSize(NamedTuple):
+    """The grid of one call.
+
+    Attributes:
+        shape: (height, width) or (frames, height, width), in tokens.
+        extra: Number of tokens behind the grid that belong to no grid, such as reference images; None: unknown.
+    """
+
+    shape: Shape
+    extra: int | None = None
+
+
+Measure = Callable[[Mapping[str, Any]], Shape | GridSize]
+"""Computes the size of the grid from the arguments of a call, by name. It returns the shape alone, or a `GridSize`."""
+
+
+def grid_size(measured: Shape | GridSize) -> GridSize:
+    """What a `Measure` returned, as a `GridSize`.
+
+    Examples:
+        >>> grid_size((3, 4))
+        GridSize(shape=(3, 4), extra=None)
+    """
+    return measured if isinstance(measured, GridSize) else GridSize(measured)
+
+
+def image_plane(arguments: Mapping[str, Any]) -> Shape:
+    """One token per pixel of an image (batch, channels, height, width), the first argument.
+
+    Examples:
+        >>> image_plane({"x": torch.zeros(2, 4, 6, 8)})
+        (6, 8)
+    """
+    image = next(iter(arguments.values()))
+    return tuple(image.shape[-2:])
+
+
+def patches(argument: str, patch: Shape, *, frames_first: bool = False) -> Measure:
+    """One token per patch of an image (batch, channels, height, width) or video (batch, channels, frames, ...).
+
+    Args:
+        argument: The argument that holds it.
+        patch: Size of a patch, (height, width) or (frames, height, width).
+        frames_first: A video is (batch, frames, channels, height, width).
+
+    Examples:
+        >>> patches("x", (2, 2))({"x": torch.zeros(2, 4, 6, 8)})
+        (3, 4)
+        >>> patches("x", (1, 2, 2), frames_first=True)({"x": torch.zeros(2, 5, 3, 6, 8)})
+        (5, 3, 4)
+    """
+
+    def measure(arguments: Mapping[str, Any]) -> Shape:
+        sizes = arguments[argument].shape
+        sizes = (sizes[1], *sizes[3:]) if frames_first else sizes[2:]
+        return tuple(size // step for size, step in zip(sizes, patch, strict=True))
+
+    return measure
+
+
+def sizes_from(*names: str) -> Measure:
+    """The sizes are arguments of the call, as numbers.
+
+    Examples:
+        >>> sizes_from("height", "width")({"height": 3, "width": 4})
+        (3, 4)
+    """
+
+    def measure(arguments: Mapping[str, Any]) -> Shape:
+        given = tuple(arguments.get(name) for name in names)
+        sizes = tuple(size for size in given if isinstance(size, int))
+        if sizes != given:
+            raise ValueError(
+                f"the model was called with {names} = {given}; expected numbers, which give the size of the grid: "
+                "pass them, or detach the session for this call"
+            )
+        return sizes
+
+    return measure
+
+
+def shapes_from(argument: str) -> Measure:
+    """An argument lists the sizes (frames, height, width) of every sample's images; the first image is the one drawn.
+
+    Examples:
+        >>> shapes_from("img_shapes")({"img_shapes": [[(1, 3, 4), (1, 9, 9)], [(1, 3, 4), (1, 9, 9)]]})
+        GridSize(shape=(3, 4), extra=81)
+    """
+
+    def measure(arguments: Mapping[str, Any]) -> GridSize:
+        samples = arguments[argument]
+        images = [sample if isinstance(sample, list) else [sample] for sample in samples]
+        if len({tuple(sizes[0]) for sizes in images}) != 1:
+            raise ValueError(f"{argument} is {samples}; expected images of one size, since a batch shares its grid")
+        (frames, *plane), *others = images[0]
+        shape = tuple(plane) if frames == 1 else (frames, *plane)
+        return GridSize(shape, sum(prod(size) for size in others))
+
+    return measure
+
+
+class PositionGrid:
+    """An argument holds the position (..., row, column) of every token: int or float (tokens, 3 or more).
+
+    Tokens whose other coordinates differ from those of the first token (reference images) belong to no grid. The
+    positions are read from the device once per tensor; a compiled model checks them against those that it was
+    compiled with.
+    """
+
+    def __init__(self, argument: str, row: int = 1) -> None:
+        self.argument, self.row = argument, row
+        self.known: Tensor | None = None
+        self.shape: Shape = ()
+
+    def __call__(self, arguments: Mapping[str, Any]) -> GridSize:
+        """The grid of the first image."""
+        _refuse_cached_keys(arguments)
+        positions = arguments[self.argument]
+        positions = positions[0] if positions.ndim == 3 else positions
+        height, width = shape = self._shape(positions)
+        return GridSize(shape, len(positions) - height * width)
+
+    def _shape(self, positions: Tensor) -> Shape:
+        if torch.compiler.is_compiling():
+            shape = _read_constant(positions, self.row)
+            _expect_positions(positions, self.row, shape)
+            return shape
+        if positions is not self.known:
+            self.known, self.shape = positions, _read(positions, self.row)
+        return self.shape
+
+
+def _refuse_cached_keys(arguments: Mapping[str, Any]) -> None:
+    if arguments.get("kv_cache_mode") is not None:
+        raise ValueError(
+            f"the model was called with kv_cache_mode={arguments['kv_cache_mode']!r}, which keeps keys of reference "
+            "images by their index in the sequence, which merging changes; call it without, or detach the session"
+        )
+
+
+def _read(positions: Tensor, row: int) -> Shape:
+    rows = positions.tolist()
+    first = rows[0][:row]
+    image = [one[row : row + 2] for one in rows if one[:row] == first]
+    (top, bottom), (left, right) = ((min(line), max(line)) for line in zip(*image, strict=True))
+    height, width = int(bottom - top) + 1, int(right - left) + 1
+    raster = [[*first, top + index // width, left + index % width] for index in range(height * width)]
+    if [one[: row + 2] for one in rows[: len(image)]] != raster:
+        raise ValueError(
+            f"positions of shape {tuple(positions.shape)} name {len(image)} tokens in {height} rows and {width} "
+            "columns; expected a full grid in raster order, in front of all other tokens"
+        )
+    return height, width
+
+
+_read_constant = torch.compiler.assume_constant_result(_read)
+
+
+def _expect_positions(positions: Tensor, row: int, shape: Shape) -> None:
+    """A compiled graph holds for one grid, and other positions of as many tokens would not compile it anew."""
+    height, width = shape
+    plane = positions[: height * width, row : row + 2]
+    index = torch.arange(height * width, device=plane.device)
+    expected = torch.stack([index // width, index % width], -1) + plane[:1]
+    message = (
+        f"positions are not those of the {height} x {width} grid that the model was compiled with; call "
+        "torch.compiler.reset() before another size"
+    )
+    torch.ops.aten._assert_async.msg((plane == expected).all(), message)

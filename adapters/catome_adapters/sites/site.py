@@ -1,0 +1,77 @@
+"""One transformer block whose tokens can be merged."""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, dataclass
+
+from torch import nn
+
+from catome_adapters.sites.grid import Measure, image_plane
+from catome_adapters.sites.layout import BlockLayout
+
+PLAIN = BlockLayout()
+
+
+@dataclass(frozen=True, eq=False)
+class MergeSite:
+    """One transformer block whose tokens can be merged.
+
+    A site says where the tokens are, and nothing about what the block does with them. For a block that the library
+    does not recognize, make a site by hand: see "Blocks of your own" in the documentation.
+
+    Attributes:
+        name: The block's path in the model.
+        block: The transformer block.
+        attention: Its self-attention.
+        host: The module that is called before the block with the arguments that give the grid: often the model itself.
+        level: How many times coarser than the model's finest grid this one is, per dimension.
+        shape: Size of the grid at the model's default size; None if the model has no default size.
+        grid_of: Computes the size of the grid from the host's arguments; by default the first argument is an image
+            (batch, channels, height, width) with one token per pixel.
+        layout: How the block takes and returns its tokens.
+        prefix: Number of tokens in front of the grid (class and register tokens), which never merge.
+        other_attentions: Further self-attention over the same tokens inside the block.
+        denoises: Whether the model is called once per denoising step; False for a model that is called once per input.
+        network: The network that runs the blocks, where it is not the host.
+    """
+
+    name: str
+    block: nn.Module
+    attention: nn.Module
+    host: nn.Module
+    _: KW_ONLY
+    level: int = 1
+    shape: tuple[int, ...] | None = None
+    grid_of: Measure = image_plane
+    layout: BlockLayout = PLAIN
+    prefix: int = 0
+    other_attentions: tuple[nn.Module, ...] = ()
+    denoises: bool = True
+    network: nn.Module | None = None
+
+    def __post_init__(self) -> None:
+        inside = list(self.block.modules())
+        for attention in self.attentions:
+            if not any(attention is part for part in inside):
+                raise ValueError(
+                    f"{self.name}: its attention {type(attention).__name__} is not inside its block "
+                    f"{type(self.block).__name__}; pass a block and the self-attention that this very block calls"
+                )
+
+    @property
+    def attentions(self) -> tuple[nn.Module, ...]:
+        """All self-attention in the block."""
+        return (self.attention, *self.other_attentions)
+
+
+class Reason(str):
+    """Why a block is skipped; where a function returns it instead of what it looked for."""
+
+
+@dataclass(frozen=True, eq=False)
+class SkippedSite:
+    """A block that is left alone, and why; `site` is set if its tokens could have been merged."""
+
+    name: str
+    reason: str
+    site: MergeSite | None = None

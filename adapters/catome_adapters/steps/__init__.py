@@ -1,0 +1,1 @@
+"""Which denoising step it is."""

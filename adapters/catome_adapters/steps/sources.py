@@ -1,0 +1,26 @@
+"""Everything that steps are taken from, besides `MergeSession.begin_step`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import nn
+
+from catome_adapters.steps.context import ContextSource
+from catome_adapters.steps.guider import GuiderSource
+from catome_adapters.steps.scheduler import SchedulerSource
+from catome_adapters.steps.tracker import StepSource, StepTracker
+
+SOURCES: list[Callable[[Any, Sequence[nn.Module], StepTracker], StepSource]] = [
+    SchedulerSource,
+    ContextSource,
+    GuiderSource,
+]
+"""Each is made from the model or pipeline, its networks, and the tracker to notify. Add a class to add a source."""
+
+
+def observe_steps(model_or_pipeline: Any, networks: Sequence[nn.Module], tracker: StepTracker) -> None:
+    """Notify the tracker of every source that there is, until its `remove`."""
+    tracker.sources = [source(model_or_pipeline, networks, tracker) for source in SOURCES]
+    tracker.components = [component for source in tracker.sources for component in source.components]

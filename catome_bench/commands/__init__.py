@@ -1,0 +1,1 @@
+"""The subcommands of `catome`, one a file, and what `catome bench` measures."""

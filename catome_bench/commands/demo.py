@@ -1,0 +1,117 @@
+"""`catome demo`: draw the same pictures with and without merging, and show the difference."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from itertools import cycle, islice, pairwise
+from pathlib import Path
+from statistics import mean
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from catome_adapters import RECIPES, MergeRecipe
+from catome_bench.measure.environment import describe_environment, device_name
+from catome_bench.measure.fidelity import mean_psnr, mean_ssim
+from catome_bench.models.artist import CLASSES, Artist, Pair
+from catome_bench.models.pipeline import Arch, load_shipped
+from catome_bench.views.figures import write_figures
+from catome_core import MergePlan, jaccard_distance
+
+
+def demo(
+    arch: Annotated[Arch, typer.Option(help="Shipped network that draws.")] = "unet",
+    steps: Annotated[int, typer.Option(min=2, help="Denoising steps.")] = 50,
+    images: Annotated[int, typer.Option(min=1, help="Pictures to draw with each of the two.")] = 8,
+    size: Annotated[
+        int,
+        typer.Option(min=16, help="Pixels along each side; at 128 the UNet has 4,096 top-level tokens, the DiT 1,024."),
+    ] = 128,
+    recipe: Annotated[str, typer.Option(help=f"One of: {', '.join(RECIPES)}.")] = "default",
+    quick: Annotated[bool, typer.Option("--quick", help="2 pictures, 15 steps: under a minute.")] = False,
+    output: Annotated[Path, typer.Option(help="Folder for pictures, curves and results.json.")] = Path("catome-demo"),
+    device: Annotated[str, typer.Option(help="Torch device.")] = "cuda" if torch.cuda.is_available() else "cpu",
+) -> None:
+    """Draw pictures with a shipped model, with and without merging, and show what changed."""
+    if recipe not in RECIPES:
+        raise typer.BadParameter(f"{recipe!r}; expected one of {sorted(RECIPES)}", param_hint="--recipe")
+    if quick:
+        steps, images = min(steps, 15), min(images, 2)
+    run_demo(arch, RECIPES[recipe], recipe, steps=steps, images=images, size=size, output=output, device=device)
+
+
+def run_demo(
+    arch: Arch, recipe: MergeRecipe, recipe_name: str, *, steps: int, images: int, size: int, output: Path, device: str
+) -> None:
+    """Draw `images` pairs of pictures, print a table, and write pictures, curves and `results.json` to `output`."""
+    console = Console()
+    artist = Artist(load_shipped(arch).to(device), steps, size)
+    names = list(islice(cycle(CLASSES), images))
+    console.print(
+        f"{images} pictures by the shipped {arch}, {size} x {size} pixels, {steps} steps, recipe {recipe_name!r}, "
+        f"{device_name(device)}"
+    )
+    warm_up(artist, recipe, names[0])
+    pairs = [artist.draw_pair(name, seed, recipe) for seed, name in enumerate(names)]
+    history = artist.record(names[0], 0, recipe)
+    results = measure_pairs(pairs)
+    console.print(render_demo(results))
+    curves = measure_jaccard(history)
+    write_figures(output, pairs, history, curves)
+    settings = {"recipe": json.loads(recipe.to_json()), "arch": arch, "steps": steps, "images": images, "size": size}
+    report = {"machine": describe_environment(device), "settings": settings, "results": results, "jaccard": curves}
+    (output / "results.json").write_text(json.dumps(report, indent=2) + "\n")
+    console.print(f"written to {output}: " + ", ".join(sorted(file.name for file in output.iterdir())))
+
+
+def warm_up(artist: Artist, recipe: MergeRecipe, name: str) -> None:
+    """Two untimed steps of each: the first calls of a process load kernels and allocate memory."""
+    Artist(artist.pipeline, 2, artist.size).draw_pair(name, 0, recipe)
+
+
+def measure_pairs(pairs: list[Pair]) -> dict[str, Any]:
+    """Seconds, tokens and fidelity, averaged over the pictures; the speed-up is their median."""
+    baseline, merged = ([getattr(pair, side).picture for pair in pairs] for side in ("baseline", "merged"))
+    speedups = [pair.baseline.seconds / pair.merged.seconds for pair in pairs]
+    return {
+        "seconds_per_image": {
+            "baseline": mean(pair.baseline.seconds for pair in pairs),
+            "merged": mean(pair.merged.seconds for pair in pairs),
+        },
+        "speedup": torch.tensor(speedups).median().item(),
+        "merged_fraction": mean(pair.summary.merged_fraction for pair in pairs),
+        "checkpoints": list(pairs[0].summary.checkpoints),
+        "overflow": sum(pair.summary.overflow for pair in pairs),
+        "psnr": mean_psnr(merged, baseline),
+        "ssim": mean_ssim(merged, baseline),
+    }
+
+
+def measure_jaccard(history: list[dict[str, MergePlan]]) -> dict[str, list[float]]:
+    """Distance between the pairs of consecutive steps, by layer, averaged over the batch (paper, Fig. 4)."""
+    curves = defaultdict(list)
+    for before, after in pairwise(history):
+        for site in before:
+            curves[site].append(jaccard_distance(before[site], after[site]).mean().item())
+    return dict(curves)
+
+
+def render_demo(results: dict[str, Any]) -> Table:
+    """The results of `measure_pairs` as a table."""
+    table = Table("", "s/image", "speed-up", "merged", "checkpoints", "PSNR", "SSIM")
+    seconds = results["seconds_per_image"]
+    table.add_row("baseline", f"{seconds['baseline']:.2f}", "1.00x", "0 %", "-", "-", "-")
+    table.add_row(
+        "CA-ToMe",
+        f"{seconds['merged']:.2f}",
+        f"{results['speedup']:.2f}x",
+        f"{results['merged_fraction']:.0%}",
+        str(len(results["checkpoints"])),
+        f"{results['psnr']:.1f} dB",
+        f"{results['ssim']:.4f}",
+    )
+    return table

@@ -1,0 +1,150 @@
+"""The measurements of `catome bench`: levels, cases and modes, and the order in which they run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from catome_bench.commands.suites import Suite
+from catome_bench.measure.checks import check_reuse
+from catome_bench.measure.contender import MakeContender
+from catome_bench.measure.race import race
+from catome_bench.measure.rows import Row
+from catome_bench.models.pipeline import PIPELINES
+from catome_bench.races import blocks, networks, pictures
+from catome_bench.races.contenders import block_contenders, rung_contenders
+from catome_bench.races.kernels import HEAD_SIZES, race_kernels
+from catome_bench.races.networks import network_contenders
+from catome_bench.races.operations import SHAPES, race_operations, race_windows
+from catome_core import LADDER, TokenGrid
+
+# The top level of Stable Diffusion at 512 pixels; kernels and operations are measured on it.
+GRID = TokenGrid((64, 64))
+
+ORDER = ("eager", "compiled", "cuda graphs", "regional", "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One table to measure: a level, a case and a mode, and the function that returns its rows."""
+
+    level: str
+    case: str
+    mode: str
+    run: Callable[[], Any]
+
+    @property
+    def title(self) -> str:
+        """The title of the table."""
+        return ", ".join(part for part in (self.level, self.case, self.mode) if part)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """The options that every measurement of a command shares."""
+
+    suite: Suite
+    device: str
+    repeats: int
+
+    def options(self) -> dict[str, Any]:
+        """Keyword arguments for the races that make their own tensors."""
+        return {"repeats": self.repeats, "device": self.device, "dtype": self.suite.dtype}
+
+    def contenders(self, case: str, mode: str) -> dict[str, MakeContender]:
+        """The contenders of a race over a block."""
+        every = block_contenders(blocks.CASES[case], self.device, self.suite.dtype)
+        chosen = every if mode == "eager" or self.suite.compiled is None else self.suite.compiled
+        return {name: make for name, make in every.items() if name in chosen}
+
+
+def plan_jobs(setting: Setting, levels: Sequence[str], cases: Sequence[str]) -> list[Job]:
+    """All measurements: the eager ones first, which take little time, then the compiled ones."""
+    planners = {
+        "block": _block_jobs,
+        "check": _check_jobs,
+        "kernels": _kernel_jobs,
+        "operations": _operation_jobs,
+        "ladder": _ladder_jobs,
+        "model": _model_jobs,
+        "pipeline": _pipeline_jobs,
+    }
+    jobs = [job for level in planners if level in levels for job in planners[level](setting, cases)]
+    return sorted(jobs, key=lambda job: ORDER.index(job.mode))
+
+
+def _block_jobs(setting: Setting, cases: Sequence[str]) -> Iterator[Job]:
+    for mode in setting.suite.modes:
+        for name in cases or setting.suite.cases:
+            if name in blocks.CASES:
+                yield Job(level="block", case=name, mode=mode, run=partial(_race_block, setting, name, mode))
+
+
+def _race_block(setting: Setting, name: str, mode: str) -> list[Row]:
+    return race(setting.contenders(name, mode), mode, repeats=setting.repeats, device=setting.device)
+
+
+def _first_block(setting: Setting, cases: Sequence[str]) -> str:
+    return next(name for name in (*cases, *setting.suite.cases) if name in blocks.CASES)
+
+
+def _check_jobs(setting: Setting, cases: Sequence[str]) -> Iterator[Job]:
+    name = _first_block(setting, cases)
+    for mode in setting.suite.modes:
+        yield Job(level="check", case=name, mode=mode, run=partial(_check_block, setting, name, mode))
+
+
+def _check_block(setting: Setting, name: str, mode: str) -> list[dict[str, Any]]:
+    return check_reuse(setting.contenders(name, mode), mode, setting.device)
+
+
+def _kernel_jobs(setting: Setting, cases: Sequence[str]) -> Iterator[Job]:
+    for mode in setting.suite.modes[:2]:
+        for width in HEAD_SIZES:
+            run = partial(race_kernels, width, GRID, 8, 2, mode, **setting.options())
+            yield Job(level="kernels", case=f"head size {width}", mode=mode, run=run)
+
+
+def _operation_jobs(setting: Setting, cases: Sequence[str]) -> Iterator[Job]:
+    for mode in setting.suite.modes[:2]:
+        run = partial(race_operations, GRID, 320, 2, mode, **setting.options())
+        yield Job(level="operations", case=f"{GRID.tokens:,} tokens of 320 channels, batch 2", mode=mode, run=run)
+    options = setting.options() | {"repeats": min(3, setting.repeats)}
+    run = partial(race_windows, SHAPES, 320, "eager", **options)
+    yield Job(level="operations", case="windowed match, 320 channels", mode="eager", run=run)
+
+
+def _ladder_jobs(setting: Setting, cases: Sequence[str]) -> Iterator[Job]:
+    name = _first_block(setting, cases)
+    for mode in setting.suite.modes[:2]:
+        yield Job(level="ladder", case=name, mode=mode, run=partial(_race_rungs, setting, name, mode))
+
+
+def _race_rungs(setting: Setting, name: str, mode: str) -> list[Row]:
+    contenders = rung_contenders(blocks.CASES[name], LADDER, setting.device, setting.suite.dtype)
+    return race(contenders, mode, repeats=setting.repeats, device=setting.device)
+
+
+def _model_jobs(setting: Setting, cases: Sequence[str]) -> Iterator[Job]:
+    for mode in setting.suite.networks:
+        for name in cases or setting.suite.models:
+            if name in networks.NETWORKS:
+                yield Job(level="model", case=name, mode=mode, run=partial(_race_network, setting, name, mode))
+
+
+def _race_network(setting: Setting, name: str, mode: str) -> list[Row]:
+    contenders = network_contenders(networks.NETWORKS[name], setting.device, setting.suite.dtype)
+    return race(contenders, mode, repeats=min(setting.repeats, 5), device=setting.device)
+
+
+def _pipeline_jobs(setting: Setting, cases: Sequence[str]) -> Iterator[Job]:
+    for arch in PIPELINES:
+        if arch in (cases or ("unet",)):
+            yield Job(
+                level="pipeline",
+                case=arch,
+                mode="",
+                run=partial(pictures.run_pictures, arch=arch, device=setting.device),
+            )

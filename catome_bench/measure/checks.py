@@ -1,0 +1,78 @@
+"""Check the promises of a step that reuses pairs: it never waits for the device, and is bit-reproducible."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from catome_bench.measure.contender import MakeContender
+from catome_bench.measure.race import Runner
+from catome_bench.measure.rows import describe
+
+
+def check_reuse(contenders: Mapping[str, MakeContender], mode: str, device: str) -> list[dict[str, Any]]:
+    """Run two reuse steps of every contender that has them, on a GPU with its sync debug mode set to raise.
+
+    Returns:
+        One row for each `subject`: its `mode`; `identical`, whether both steps gave the same bits; `host_reads`,
+        whether one of them waited for the device (None without a GPU, where this cannot be detected); `note`, the
+        error it raised.
+    """
+    with torch.no_grad(), torch._dynamo.config.patch(recompile_limit=1024):
+        return [
+            row | {"subject": name, "mode": mode}
+            for name, make in contenders.items()
+            for row in _check(make, mode, device)
+        ]
+
+
+def _check(make: MakeContender, mode: str, device: str) -> list[dict[str, Any]]:
+    try:
+        with ExitStack() as stack:
+            contender = make(stack)
+            return [_compare_two(Runner(contender, mode), device)] if "reuse" in contender.phases else []
+    except Exception as error:
+        return [{"identical": None, "host_reads": None, "note": describe(error)}]
+
+
+def _compare_two(runner: Runner, device: str) -> dict[str, Any]:
+    checkpoint, reuse = (runner.subjects()[phase].prepare for phase in ("checkpoint", "reuse"))
+    checkpoint()
+    runner.run()
+    on_gpu = torch.device(device).type == "cuda"
+    row: dict[str, Any] = {"identical": None, "host_reads": False if on_gpu else None, "note": ""}
+    try:
+        with _sync_is_an_error(on_gpu):
+            first, second = (_copy(_run_after(reuse, runner)) for _ in range(2))
+        row["identical"] = all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    except RuntimeError as error:
+        row |= {"host_reads": "synchroniz" in str(error), "note": describe(error)}
+    return row
+
+
+def _run_after(prepare: Callable[[], object], runner: Runner) -> object:
+    """Begin a step before each call: two calls in one step would count as two prompts with pairs of their own."""
+    prepare()
+    return runner.run()
+
+
+def _copy(result: Any) -> list[Tensor]:
+    """Copy a result, because CUDA graphs reuse the memory of their results."""
+    return [part.clone() for part in (result if isinstance(result, tuple) else (result,))]
+
+
+@contextmanager
+def _sync_is_an_error(on_gpu: bool) -> Iterator[None]:
+    if not on_gpu:
+        yield
+        return
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)

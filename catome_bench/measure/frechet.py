@@ -1,0 +1,78 @@
+"""Frechet distance between two sets of pictures, in the features of the shipped UNet's own encoder."""
+
+from __future__ import annotations
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from catome_bench.models.photographs import to_latents
+from catome_bench.models.pipeline import ClassPipeline, class_tokens
+
+# Almost free of noise, so that the encoder takes a finished picture.
+TIMESTEP = 10
+
+
+@torch.no_grad()
+def picture_features(pipeline: ClassPipeline, pictures: Tensor) -> Tensor:
+    """Features of the unconditional encoder at every position of its coarsest grid.
+
+    Each position counts as one sample, so a few pictures give many more samples than channels.
+
+    Args:
+        pipeline: The pipeline of `load_shipped("unet")`, unmerged.
+        pictures: Pictures (batch, 3, size, size), float, in [0, 1].
+
+    Returns:
+        Features (batch * positions, channels), float64.
+    """
+    unet, classes = pipeline.network, len(pipeline.config["class_names"])
+    latents = to_latents(pictures.to(unet.device, unet.dtype) * 2 - 1)
+    no_class = class_tokens(torch.full((len(pictures),), classes, device=unet.device), classes)
+    features: list[Tensor] = []
+    handle = unet.mid_block.register_forward_hook(lambda *call: features.append(call[-1]))
+    try:
+        unet(latents, TIMESTEP, no_class.to(unet.dtype))
+    finally:
+        handle.remove()
+    return rearrange(features[0], "b c h w -> (b h w) c").double()
+
+
+def frechet_distance(first: Tensor, second: Tensor) -> float:
+    """Squared Frechet distance between two sets of samples, each modeled as a Gaussian.
+
+    `|m1 - m2|^2 + tr(S1 + S2 - 2 sqrt(S1 S2))`, as in the Frechet inception distance. With a QR factorization of the
+    centered samples, the trace of the root is the nuclear norm of `R1 R2^T`. So no matrix root is taken, and a set of
+    fewer samples than channels needs no special case.
+
+    Args:
+        first: Samples (n, channels), float; n is at least 2.
+        second: Samples (m, channels), float.
+
+    Returns:
+        The distance, in squared units of the features; 0 for equal sets.
+
+    Raises:
+        ValueError: If the channels differ or a set has fewer than two samples.
+
+    Examples:
+        >>> samples = torch.tensor([[-1.0], [1.0]])
+        >>> round(frechet_distance(samples, samples + 3), 6)
+        9.0
+    """
+    if first.ndim != 2 or second.ndim != 2 or first.shape[1] != second.shape[1] or min(len(first), len(second)) < 2:
+        raise ValueError(
+            f"samples have shapes {tuple(first.shape)} and {tuple(second.shape)}; "
+            "expected (n, channels) and (m, channels) with n and m at least 2"
+        )
+    (mean_1, root_1), (mean_2, root_2) = _moments(first), _moments(second)
+    traces = root_1.square().sum() + root_2.square().sum()
+    distance = (mean_1 - mean_2).square().sum() + traces - 2 * torch.linalg.matrix_norm(root_1 @ root_2.mT, "nuc")
+    return max(0.0, distance.item())
+
+
+def _moments(samples: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (channels,) and a factor R of the covariance: `R^T R`."""
+    samples = samples.double()
+    mean = samples.mean(0)
+    return mean, torch.linalg.qr((samples - mean) / (len(samples) - 1) ** 0.5, mode="r").R

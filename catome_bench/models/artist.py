@@ -1,0 +1,75 @@
+"""Draw pictures one at a time with a shipped model, with and without merging."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from catome_adapters import MergeRecipe, SessionSummary, attach
+from catome_bench.models.pipeline import ClassPipeline
+from catome_core import CheckpointSchedule, MergePlan
+
+CLASSES = ("cat", "coffee", "flower", "temple", "rocket")
+
+
+class Drawing(NamedTuple):
+    """One picture.
+
+    Attributes:
+        picture: The picture on the host, (3, size, size), float, in [0, 1].
+        seconds: The time it took.
+        removed: Share of the keys that merging removed from self-attention at the top level, where it was measured.
+    """
+
+    picture: Tensor
+    seconds: float
+    removed: float = 0.0
+
+
+class Pair(NamedTuple):
+    """The same class and seed, drawn without and with merging; `summary` is the merged run's."""
+
+    name: str
+    baseline: Drawing
+    merged: Drawing
+    summary: SessionSummary
+
+
+class Artist:
+    """Draws one picture at a time, each from a seed of its own."""
+
+    def __init__(self, pipeline: ClassPipeline, steps: int, size: int) -> None:
+        self.pipeline, self.steps, self.size = pipeline, steps, size
+
+    def draw(self, name: str, seed: int, label: str) -> Drawing:
+        """Draw one picture of class `name`, under a progress bar with this label."""
+        self.pipeline.set_progress_bar_config(desc=f"{name:>9}, {label:<8}", leave=False)
+        generator = torch.Generator().manual_seed(seed)
+        start = time.perf_counter()
+        pictures = self.pipeline([name], size=self.size, num_inference_steps=self.steps, generator=generator)
+        # Copying to the host waits for the device.
+        return Drawing(pictures[0].cpu(), time.perf_counter() - start)
+
+    def draw_pair(self, name: str, seed: int, recipe: MergeRecipe) -> Pair:
+        """Draw a picture without and with merging, one right after the other, so that conditions are the same."""
+        baseline = self.draw(name, seed, "baseline")
+        with attach(self.pipeline, recipe) as session:
+            merged = self.draw(name, seed, "merged")
+            return Pair(name, baseline, merged, session.summary())
+
+    def record(self, name: str, seed: int, recipe: MergeRecipe) -> list[dict[str, MergePlan]]:
+        """Plans of all pairs above the threshold, by site, recomputed at every step (paper, Fig. 4)."""
+        policy = replace(recipe.policy, capacity=1.0, spare="pad")
+        every = replace(recipe, policy=policy, schedule=CheckpointSchedule.every(1, self.steps), levels="top")
+        history: list[dict[str, MergePlan]] = []
+        with attach(self.pipeline, every) as session:
+            handle = self.pipeline.network.register_forward_hook(lambda *_: history.append(session.plans()))
+            try:
+                self.draw(name, seed, "pairs")
+            finally:
+                handle.remove()
+        return history

@@ -1,0 +1,79 @@
+"""The ways to draw the same picture in less time that `run_pictures` compares."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from functools import partial
+from typing import Any, NamedTuple
+
+from catome_adapters import RECIPES, MergeRecipe, attach
+from catome_bench.models.pipeline import Arch
+from catome_bench.races.peers import PEERS
+from catome_core import AdaptiveMerge
+
+REFERENCE = "unmerged"
+SHARES_OF_STEPS = (0.9, 0.8, 0.7, 0.6, 0.5)
+
+
+class Variant(NamedTuple):
+    """One way to draw a picture.
+
+    Attributes:
+        family: "unmerged", "ours", "peer" or "fewer steps".
+        apply: Context manager that changes a pipeline while its context lasts.
+        share: Share of the steps that are run.
+    """
+
+    family: str
+    apply: Callable[[Any], AbstractContextManager[Any]] = nullcontext
+    share: float = 1.0
+
+    def steps(self, total: int) -> int:
+        """The number of steps it runs where the reference runs `total`."""
+        return max(1, round(self.share * total))
+
+
+def fixed_share(removed: float, radius: int | None = None, **changes: Any) -> MergeRecipe:
+    """A recipe that always removes this share of the top level's tokens, with the default's schedule.
+
+    Args:
+        removed: Share of the tokens, at most 0.75.
+        radius: Match only cells within it; None: all.
+        changes: Other fields of the recipe.
+    """
+    policy = AdaptiveMerge(threshold=-1, capacity=0.75 - removed, radius=radius, spare="fill")
+    return replace(RECIPES["default"], policy=policy, levels=(1,), **changes)
+
+
+def recipes(arch: Arch) -> dict[str, MergeRecipe]:
+    """Our recipes by name; only the DiT has consecutive blocks, for which segments make a difference."""
+    joined = {"50 % block, joined": fixed_share(0.5, scope="block", segment=7)} if arch == "dit" else {}
+    default = RECIPES["default"]
+    return {
+        **{name: RECIPES[name] for name in ("default", "keys", "paper")},
+        "own cell": replace(default, policy=replace(default.policy, radius=0)),
+        "25 %": fixed_share(0.25),
+        "50 %": fixed_share(0.5),
+        "75 %": fixed_share(0.75),
+        "50 % keys": fixed_share(0.5, scope="keys"),
+        "75 % keys": fixed_share(0.75, scope="keys"),
+        "50 % own cell": fixed_share(0.5, radius=0),
+        "50 % by output": fixed_share(0.5, metric="output"),
+        "50 % plain": fixed_share(0.5, proportional=False),
+        "50 % keys plain": fixed_share(0.5, scope="keys", proportional=False),
+        "25 % block": fixed_share(0.25, scope="block"),
+        "50 % block": fixed_share(0.5, scope="block"),
+        "50 % block plain": fixed_share(0.5, scope="block", proportional=False),
+        **joined,
+    }
+
+
+def variants(total: int, arch: Arch = "unet") -> dict[str, Variant]:
+    """Every variant of a run of `total` steps, by name."""
+    ours = {name: Variant("ours", partial(attach, recipe=recipe)) for name, recipe in recipes(arch).items()}
+    peers = {name: Variant("peer", peer) for name, peer in PEERS.items()}
+    shorter = [Variant("fewer steps", share=share) for share in SHARES_OF_STEPS]
+    fewer = {f"{one.steps(total)} steps": one for one in shorter if one.steps(total) < total}
+    return {REFERENCE: Variant("unmerged"), **ours, **peers, **fewer}

@@ -1,0 +1,1 @@
+"""Rows and pictures as tables and figures."""

@@ -1,0 +1,113 @@
+"""The figures of the demo."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import torch
+from einops import rearrange
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from catome_bench.models.artist import Pair
+from catome_core import MergePlan, merge, unmerge
+
+matplotlib.use("agg")
+
+
+def write_figures(
+    folder: Path, pairs: Sequence[Pair], history: Sequence[dict[str, MergePlan]], curves: dict[str, list[float]]
+) -> None:
+    """Write every figure of the demo into a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    side_by_side(pairs).savefig(folder / "side-by-side.png", dpi=110)
+    merge_map(pairs[0].baseline.picture, history).savefig(folder / "merge-map.png", dpi=110)
+    jaccard_curves(curves).savefig(folder / "jaccard.png", dpi=110)
+    merged_fractions(pairs[0]).savefig(folder / "merged-fraction.png", dpi=110)
+    plt.close("all")
+
+
+def side_by_side(pairs: Sequence[Pair]) -> Figure:
+    """Baseline, merged, and their difference times four, in three rows with a column for each pair."""
+    size = (1.7 * len(pairs) + 0.3, 5.4)
+    figure, axes = plt.subplots(3, len(pairs), figsize=size, squeeze=False, layout="constrained")
+    for column, pair in enumerate(pairs):
+        difference = (pair.merged.picture - pair.baseline.picture).abs() * 4
+        for row, picture in enumerate((pair.baseline.picture, pair.merged.picture, difference.clamp(0, 1))):
+            _show(axes[row, column], picture)
+        axes[0, column].set_title(pair.name)
+    for row, label in enumerate(("baseline", "CA-ToMe", "difference x 4")):
+        axes[row, 0].set_ylabel(label)
+    return figure
+
+
+def merge_map(picture: Tensor, history: Sequence[dict[str, MergePlan]]) -> Figure:
+    """The pairs above the threshold at an early, a middle and a late step, drawn over the finished picture.
+
+    First row: every token in the mean color of its slot. Second row: kept tokens bright, merged tokens dark.
+    """
+    site = next(iter(history[0]))
+    steps = [int(len(history) * fraction) for fraction in (0.1, 0.5, 0.9)]
+    figure, axes = plt.subplots(2, 4, figsize=(11, 5.7), layout="constrained")
+    _show(axes[0, 0], picture)
+    axes[0, 0].set_title("finished picture")
+    axes[1, 0].set_axis_off()
+    for column, step in enumerate(steps, start=1):
+        plan = _last_sample(history[step][site])
+        averaged, kept = paint_plan(picture, plan)
+        _show(axes[0, column], averaged)
+        _show(axes[1, column], kept)
+        axes[0, column].set_title(f"step {step}: {(plan.size > 0).sum():,} of {plan.slot.shape[1]:,} tokens")
+    figure.suptitle(f"{site}, pairs above the threshold")
+    return figure
+
+
+def paint_plan(picture: Tensor, plan: MergePlan) -> tuple[Tensor, Tensor]:
+    """The picture (3, h, w) with each token in the mean color of its slot, and the picture with merged tokens dark."""
+    side = round(plan.slot.shape[1] ** 0.5)
+    patch = picture.shape[-1] // side
+    tokens = rearrange(picture, "c (h i) (w j) -> 1 (h w) (c i j)", h=side, w=side)
+    alone = (plan.size.gather(1, plan.slot) == 1)[..., None]
+    painted = (unmerge(merge(tokens, plan), plan), torch.where(alone, tokens, tokens * 0.25))
+    back = "1 (h w) (c i j) -> c (h i) (w j)"
+    averaged, kept = (rearrange(image, back, h=side, i=patch, j=patch) for image in painted)
+    return averaged, kept
+
+
+def jaccard_curves(curves: dict[str, list[float]]) -> Figure:
+    """Jaccard distance between the pairs of consecutive steps, one curve per layer (paper, Fig. 4)."""
+    figure, axis = plt.subplots(figsize=(8, 4), layout="constrained")
+    for site, distances in curves.items():
+        axis.plot(range(1, len(distances) + 1), distances, label=site)
+    axis.set(xlabel="step", ylabel="Jaccard distance to the step before", ylim=(0, 1))
+    axis.legend(fontsize="small")
+    return figure
+
+
+def merged_fractions(pair: Pair) -> Figure:
+    """Share of tokens above the threshold at each layer and checkpoint, and the share that was merged (dashed)."""
+    figure, axis = plt.subplots(figsize=(8, 4), layout="constrained")
+    for site in dict.fromkeys(row.site for row in pair.summary.rows):
+        rows = [row for row in pair.summary.rows if row.site == site]
+        marked = [(row.step, row.mergeable_fraction) for row in rows if row.checkpoint]
+        (line,) = axis.plot(*zip(*marked, strict=True), marker="o", markersize=4, label=site)
+        merged = [row.merged_fraction for row in rows]
+        axis.step([row.step for row in rows], merged, "--", where="mid", color=line.get_color())
+    axis.set(xlabel="step", ylabel="share of the tokens", ylim=(0, 1))
+    axis.set_title(f"{pair.name}: above the threshold at the checkpoints (dots), merged (dashed)")
+    axis.legend(fontsize="small")
+    return figure
+
+
+def _last_sample(plan: MergePlan) -> MergePlan:
+    return MergePlan(plan.slot[-1:].cpu(), plan.size[-1:].cpu(), plan.anchor[-1:].cpu())
+
+
+def _show(axis: Axes, picture: Tensor) -> None:
+    axis.imshow(picture.permute(1, 2, 0).numpy(), interpolation="nearest")
+    axis.set_xticks([])
+    axis.set_yticks([])

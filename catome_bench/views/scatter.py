@@ -1,0 +1,81 @@
+"""Speed-up against fidelity, one point per variant."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.text import Annotation
+from matplotlib.transforms import Bbox
+
+matplotlib.use("agg")
+
+STYLES = {"ours": ("o", "tab:blue"), "peer": ("s", "tab:red"), "fewer steps": ("^", "tab:gray")}
+# Offsets of a label from its point, in points, best first: (x, y, horizontal alignment).
+OFFSETS = [(side * 6, y, align) for y in (0, 8, -8, 16, -16, 24, -24) for side, align in ((1, "left"), (-1, "right"))]
+
+
+def scatter(results: Mapping[str, Any]) -> Figure:
+    """Draw the rows of `run_pictures`, with a panel for each number of steps; up and to the right is better.
+
+    A variant that drew the same picture as the unmerged run has no finite PSNR and is left out.
+    """
+    totals = list(dict.fromkeys(row["steps"] for row in results["rows"]))
+    size = (7.5 * len(totals), 6)
+    figure, axes = plt.subplots(1, len(totals), figsize=size, squeeze=False, layout="constrained")
+    for axis, total in zip(axes[0], totals, strict=True):
+        _panel(axis, [row for row in results["rows"] if row["steps"] == total and row.get("psnr") is not None])
+        axis.set_title(f"{total} steps, {results['size']} x {results['size']} pixels, pictures: {results['images']}")
+    figure.draw_without_rendering()
+    for axis in axes[0]:
+        _spread_labels(axis)
+    return figure
+
+
+def _panel(axis: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
+    for family, (marker, color) in STYLES.items():
+        points = [(row["speedup"], row["psnr"]) for row in rows if row["family"] == family]
+        if points:
+            axis.scatter(*zip(*points, strict=True), marker=marker, color=color, label=family)
+    for row in rows:
+        at, color = (row["speedup"], row["psnr"]), STYLES[row["family"]][1]
+        axis.annotate(
+            row["subject"], at, (0, 0), textcoords="offset points", va="center", color=color, fontsize="small"
+        )
+    axis.axvline(1, color="black", linewidth=0.8)
+    axis.margins(x=0.15)
+    axis.set(xlabel="speed-up over the unmerged run", ylabel="PSNR against the unmerged picture, dB")
+    axis.grid(alpha=0.3)
+    axis.legend()
+
+
+def _spread_labels(axis: Axes) -> None:
+    """Move each label to where it covers the least of the points and of the labels placed before it."""
+    taken = [_around(*axis.transData.transform(label.xy)) for label in _labels(axis)]
+    for label in _labels(axis):
+        best = min(OFFSETS, key=lambda offset: (_covered(label, offset, taken), OFFSETS.index(offset)))
+        _move(label, best)
+        taken.append(label.get_window_extent())
+
+
+def _labels(axis: Axes) -> list[Annotation]:
+    return [text for text in axis.texts if isinstance(text, Annotation)]
+
+
+def _around(x: float, y: float) -> Bbox:
+    return Bbox.from_bounds(x - 4, y - 4, 8, 8)
+
+
+def _covered(label: Annotation, offset: tuple[int, int, str], taken: Sequence[Bbox]) -> float:
+    _move(label, offset)
+    own = label.get_window_extent()
+    return sum(cut.width * cut.height for box in taken if (cut := Bbox.intersection(own, box)) is not None)
+
+
+def _move(label: Annotation, offset: tuple[int, int, str]) -> None:
+    x, y, align = offset
+    label.set(position=(x, y), horizontalalignment=align)

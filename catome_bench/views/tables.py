@@ -1,0 +1,102 @@
+"""The rows of the benchmark as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from typing import Any
+
+from rich.table import Table
+
+UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "us"))
+
+
+def render_rows(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Timed rows of one level, case and mode; columns that are empty in every row are left out."""
+    cells = [_row_cells(row) for row in rows]
+    columns = [name for name in cells[0] if any(line[name] for line in cells)] if cells else []
+    table = Table(title=title, title_justify="left")
+    for name in columns:
+        table.add_column(name, justify="left" if name in ("subject", "phase", "note") else "right")
+    for row, line in zip(rows, cells, strict=True):
+        table.add_row(*(line[name] for name in columns), style="bold" if row["subject"] == "unpatched" else None)
+    return table
+
+
+def _row_cells(row: Mapping[str, Any]) -> dict[str, str]:
+    # The mean step of a schedule is computed from others, so it has no graphs.
+    ran = row["median"] is not None and row["mode"] != "eager" and row["phase"] != "config_3"
+    return {
+        "subject": row["subject"],
+        "phase": row["phase"],
+        "median (q1 - q3)": "" if row["median"] is None else _spread(row),
+        "speed-up": "" if row["speedup"] is None else f"{row['speedup']:.2f}x",
+        "efficiency": "" if row["efficiency"] is None else f"{row['efficiency']:.2f}",
+        "graphs/breaks/recompiles": f"{row['graphs']}/{row['breaks']}/{row['recompiles']}" if ran else "",
+        "no CUDA graph": str(row["skips"] or ""),
+        "memory": "" if row["memory"] is None else f"{row['memory'] / 2**20:.1f} MiB",
+        "error": "" if row["error"] is None else f"{row['error']:.1e}",
+        "note": row["note"],
+    }
+
+
+def _spread(row: Mapping[str, Any]) -> str:
+    scale, unit = next((pair for pair in UNITS if row["median"] >= pair[0]), UNITS[-1])
+    median, low, high = (f"{row[name] / scale:.3g}" for name in ("median", "low", "high"))
+    return f"{median} {unit} ({low} - {high})"
+
+
+def render_checks(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
+    """The rows of `check_reuse`."""
+    table = Table("subject", "same bits twice", "waits for the device", "note", title=title, title_justify="left")
+    for row in rows:
+        table.add_row(row["subject"], _answer(row["identical"]), _answer(row["host_reads"]), row["note"])
+    return table
+
+
+def _answer(value: bool | None) -> str:
+    return {None: "not known", True: "yes", False: "no"}[value]
+
+
+def render_pictures(results: Mapping[str, Any]) -> Table:
+    """The rows of `run_pictures`, fastest first within each number of steps."""
+    table = Table(title=f"{results['size']} x {results['size']} pixels, pictures: {results['images']}")
+    for column in ("steps", "subject", "family", "s/image", "speed-up", "PSNR", "SSIM", "Frechet", "removed"):
+        table.add_column(column, justify="left" if column in ("subject", "family") else "right")
+    for total in dict.fromkeys(row["steps"] for row in results["rows"]):
+        rows = [row for row in results["rows"] if row["steps"] == total]
+        for row in sorted(rows, key=lambda row: -row.get("speedup", 0)):
+            table.add_row(*_picture_cells(row), style="bold" if row["family"] == "unmerged" else None)
+        table.add_section()
+    return table
+
+
+def _picture_cells(row: Mapping[str, Any]) -> list[str]:
+    head = [str(row["steps"]), row["subject"], row["family"]]
+    if "note" in row:
+        return [*head, "", row["note"]]
+    low, high = row["speedup_range"]
+    return [
+        *head,
+        f"{row['seconds']:.2f}",
+        f"{row['speedup']:.2f}x ({low:.2f}-{high:.2f})",
+        "same" if row["psnr"] is None else f"{row['psnr']:.1f} dB",
+        f"{row['ssim']:.4f}",
+        f"{round(row['frechet'], 6):.3g}",
+        f"{row['removed']:.0%}",
+    ]
+
+
+def render_vits(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The rows of `race_vit`, under a line for each fraction."""
+    lines = [f"{'':<34}{'tokens':>8}{'ms':>10}{'cosine':>10}{'correct':>10}"]
+    for phase, group in groupby(rows, key=lambda row: row["phase"]):
+        lines += [phase] if phase else []
+        lines += map(_vit_line, group)
+    return "\n".join(lines)
+
+
+def _vit_line(row: Mapping[str, Any]) -> str:
+    milliseconds = row["median"] * 1e3
+    head = f"{row['subject']:<34}{row['tokens']:>8}{milliseconds:>10.1f}"
+    return f"{head}{row['cosine']:>10.4f}{row['correct']:>10.1%}"

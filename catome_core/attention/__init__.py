@@ -1,0 +1,1 @@
+"""Everything that attention must know of slots: padding, sizes, and masks made for tokens."""

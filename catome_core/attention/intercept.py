@@ -1,0 +1,173 @@
+"""Make any attention aware of slots by intercepting torch's attention functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from einops import rearrange
+from torch import Tensor
+from torch.nn.functional import multi_head_attention_forward, scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
+
+from catome_core.attention.masks import SlotMask
+from catome_core.attention.multihead import rewrite_multihead
+from catome_core.merging import gather_anchors, merge
+from catome_core.planning import MergePlan
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+FUSED_ARGUMENTS = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
+TENSOR_ARGUMENTS = FUSED_ARGUMENTS[:4]
+
+
+class InterceptAttention(TorchFunctionMode):
+    """While this context is open, attention over a plan's keys takes account of slots: padding, sizes, masks.
+
+    It works for any code that calls `torch.nn.functional.scaled_dot_product_attention` with keys (batch, heads, keys,
+    channels) or (batch * heads, keys, channels), and for `nn.MultiheadAttention`, on the thread that opened the context
+    only; `torch.compile` traces it without a graph break. A mask that the code brings for the tokens before the merge,
+    such as relative positions, becomes the mask of the anchors.
+
+    Args:
+        plan: The merge of all keys; see `extend` for keys that are not merged.
+        proportional: Weigh every key by the number of tokens it stands for.
+        padded: Whether the plan can have padding, which nothing may attend to.
+        merge_keys: Keys and values arrive unmerged: attend to the anchors' keys, and to the mean of each slot's values.
+            The keys may have been rotated by then, so rotary embeddings need no care. False: everything arrives merged.
+        all_calls: Change every attention over this many keys, and not just the first.
+
+    Attributes:
+        was_called: Whether such an attention was called.
+        required: Whether attention that is not changed would be wrong.
+        length: Number of keys that identifies the call to intercept.
+
+    Raises:
+        ValueError: In the intercepted call, if it is causal or its mask fits neither tokens nor slots.
+
+    Examples:
+        >>> import torch
+        >>> plan = MergePlan(torch.tensor([[0, 0, 1]]), torch.tensor([[2, 1]]), torch.tensor([[0, 2]]))
+        >>> query = key = torch.zeros(1, 1, 3, 8)
+        >>> value = torch.tensor([1.0, 3.0, 8.0]).reshape(1, 1, 3, 1).expand_as(key)
+        >>> with InterceptAttention(plan, proportional=True, merge_keys=True):
+        ...     attended = scaled_dot_product_attention(query, key, value)
+        >>> attended[0, 0, :, 0]
+        tensor([4., 4., 4.])
+    """
+
+    def __init__(
+        self,
+        plan: MergePlan,
+        *,
+        proportional: bool = False,
+        padded: bool = True,
+        merge_keys: bool = False,
+        all_calls: bool = False,
+    ) -> None:
+        super().__init__()
+        needs_bias = proportional or padded
+        self.plan, self.merge_keys, self.all_calls = plan, merge_keys, all_calls
+        self.mask = SlotMask(plan, not merge_keys, needs_bias, proportional)
+        self.was_called = False
+        self.required = needs_bias or merge_keys
+        self.length = (plan.slot if merge_keys else plan.size).shape[1]
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Change fitting attention; everything else passes."""
+        kwargs = kwargs or {}
+        if func is scaled_dot_product_attention:
+            return self._on_fused(bind_fused(args, kwargs))
+        if func is multi_head_attention_forward:
+            return self._on_multihead(args, kwargs)
+        return func(*args, **kwargs)
+
+    def _on_fused(self, call: dict[str, Any]) -> Tensor:
+        key, batch = call["key"], len(self.plan.slot)
+        # Heads may be part of the batch dimension, sample by sample.
+        joined = key.ndim == 3 and len(key) % batch == 0
+        known = joined or (key.ndim == 4 and batch in (1, len(key)))
+        if not known or not self._matches(key.shape[-2]):
+            return scaled_dot_product_attention(**call)
+        if not joined:
+            return scaled_dot_product_attention(**self._rewrite(call))
+        call |= {name: _split_heads(call[name], batch) for name in TENSOR_ARGUMENTS if call.get(name) is not None}
+        return rearrange(scaled_dot_product_attention(**self._rewrite(call)), "b h n c -> (b h) n c")
+
+    def _on_multihead(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        key = args[1]
+        if key.ndim == 3 and len(self.plan.slot) in (1, key.shape[1]) and self._matches(len(key)):
+            _refuse_causal(kwargs)
+            args, kwargs = rewrite_multihead(args, kwargs, self.mask)
+        return multi_head_attention_forward(*args, **kwargs)
+
+    def _rewrite(self, call: dict[str, Any]) -> dict[str, Any]:
+        """The arguments of fused attention, with four dimensions each, for slots."""
+        if self.merge_keys:
+            key, value = gather_anchors(call["key"], self.plan, dim=2), _merge_heads(call["value"], self.plan)
+            call |= {"key": key, "value": value}
+        mask = self.mask.for_slots(call.get("attn_mask"), call["query"].dtype)
+        _refuse_causal(call)
+        return call | {"attn_mask": mask}
+
+    def _matches(self, keys: int) -> bool:
+        fits = keys == self.length and (self.all_calls or not self.was_called)
+        self.was_called = self.was_called or fits
+        return fits
+
+
+class RecordKeys(TorchFunctionMode):
+    """While this context is open, keeps the keys of fused attention, and changes nothing.
+
+    Attributes:
+        keys: The keys of the last attention as it compares them, after norms and rotary embeddings. None before the
+            first.
+
+    Examples:
+        >>> import torch
+        >>> query, key = torch.zeros(1, 1, 2, 8), torch.zeros(1, 1, 3, 8)
+        >>> with RecordKeys() as record:
+        ...     attended = scaled_dot_product_attention(query, key, key)
+        >>> record.keys is key
+        True
+    """
+
+    keys: Float[Tensor, "batch heads keys channels"] | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.keys = None
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Keep the keys; everything passes."""
+        kwargs = kwargs or {}
+        if func is scaled_dot_product_attention:
+            self.keys = bind_fused(args, kwargs)["key"]
+        return func(*args, **kwargs)
+
+
+def bind_fused(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of `scaled_dot_product_attention` by name; a builtin has no signature to bind them by."""
+    return dict(zip(FUSED_ARGUMENTS, args, strict=False)) | kwargs
+
+
+def _merge_heads(value: Float[Tensor, "b h n c"], plan: MergePlan) -> Float[Tensor, "b h slots c"]:
+    merged = merge(rearrange(value, "b h n c -> b n (h c)"), plan)
+    return rearrange(merged, "b n (h c) -> b h n c", h=value.shape[1])
+
+
+def _split_heads(rows: Tensor, batch: int) -> Tensor:
+    """(batch * heads, ...) by sample and head; a mask with a single row or without a batch serves all."""
+    if rows.ndim != 3:
+        return rows
+    return rearrange(rows, "(b h) n c -> b h n c", b=batch if len(rows) % batch == 0 else 1)
+
+
+def _refuse_causal(call: dict[str, Any]) -> None:
+    if call.get("is_causal"):
+        raise ValueError("attention is causal, which merging would change; detach the session for this model")

@@ -1,0 +1,69 @@
+"""Sites of one's own that are declared wrongly."""
+
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import pytest
+from torch import nn
+from torch.overrides import _get_current_function_mode_stack
+
+from catome_adapters import BlockLayout, PerToken, attach
+from running import call, make_recipe
+from zoo.own_blocks import OwnSoftmax, Trunk
+from zoo.own_models import OWN_MODELS, OwnModel, rotary, stack_sites
+
+pytestmark = pytest.mark.usefixtures("without_gradients")
+
+ENCODER = OWN_MODELS["TransformerEncoderLayer"]
+
+
+def run_one(model: OwnModel, network: nn.Module, scope: str = "attention", **changes: Any) -> None:
+    """One call, with sites of which something is changed."""
+    sites = [replace(site, **changes) for site in model.sites(network)]
+    with attach(network, make_recipe(scope, threshold=0.5), sites=sites) as session:
+        call(model, network, session)
+
+
+def test_rows_that_cannot_follow_are_named():
+    model, network = OWN_MODELS["rotary"], OWN_MODELS["rotary"].network()
+    network.stack[0].register_forward_pre_hook(lambda _, args: (args[0], args[1][:, :50]))
+    with pytest.raises(ValueError, match=r"stack\.0: argument angles has shape \(1, 50, 4\); expected 64 rows"):
+        run_one(model, network)
+
+
+def test_rows_without_a_batch_need_a_shared_plan():
+    model = rotary(batched=False)
+    layout = BlockLayout(output=0, per_token=(PerToken("angles"),))
+    with pytest.raises(ValueError, match=r"stack\.0: argument angles has shape \(64, 4\).*no batch.*shared=True"):
+        run_one(model, model.network(), layout=layout)
+
+
+def test_wrong_grid_is_refused():
+    with pytest.raises(ValueError, match=r"stack\.0 got 64 tokens.*a grid of 8 x 9.*grid_of"):
+        run_one(ENCODER, ENCODER.network(), grid_of=lambda arguments: (8, 9))
+
+
+def test_attention_outside_of_the_block_is_refused():
+    first, second, _ = ENCODER.sites(ENCODER.network())
+    with pytest.raises(ValueError, match=r"stack\.0: its attention MultiheadAttention is not inside its block"):
+        replace(first, attention=second.attention)
+
+
+def test_host_that_was_not_called_is_named():
+    with pytest.raises(ValueError, match=r"stack\.0 was called, and its host Linear, .*was not.*host="):
+        run_one(ENCODER, ENCODER.network(), host=nn.Linear(1, 1))
+
+
+def test_attention_that_does_not_call_torch_is_named():
+    model = OwnModel(lambda: Trunk(lambda: nn.Sequential(OwnSoftmax())), partial(stack_sites, "0"))
+    with pytest.raises(ValueError, match=r"stack\.0: OwnSoftmax did not call scaled_dot_product_attention"):
+        run_one(model, model.network())
+
+
+def test_interception_ends_after_an_error_inside(scope):
+    model, network = OWN_MODELS["DiT (x, c)"], OWN_MODELS["DiT (x, c)"].network()
+    network.stack[1].attn.qkv.register_forward_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run_one(model, network, scope)
+    assert _get_current_function_mode_stack() == []

@@ -1,0 +1,85 @@
+"""ControlNets beside a session on a transformer."""
+
+from typing import Any
+
+import pytest
+from diffusers import FluxControlNetModel, SD3ControlNetModel
+from torch import nn
+
+from catome_adapters import attach, find_sites
+from running import all_differ, assert_same, make_recipe, run
+from zoo.architecture import Architecture
+from zoo.noise import noise, seeded
+from zoo.transformers import ARCHITECTURES
+
+
+def open_ends(controlnet: nn.Module) -> nn.Module:
+    """A fresh ControlNet ends in layers of zeros, and would show nothing."""
+    for name, parameter in controlnet.named_parameters():
+        if name.startswith("controlnet_"):
+            nn.init.normal_(parameter, std=0.3)
+    return controlnet.eval()
+
+
+class Controlled(nn.Module):
+    """A network with its ControlNet, as a pipeline calls them."""
+
+    def __init__(self, subject: Architecture) -> None:
+        super().__init__()
+        self.network = subject.network()
+        with seeded(3):
+            self.controlnet = open_ends(self.make())
+
+
+class ControlledFlux(Controlled):
+    def make(self) -> nn.Module:
+        names = ("in_channels", "num_layers", "num_single_layers", "attention_head_dim", "num_attention_heads")
+        names += ("joint_attention_dim", "pooled_projection_dim", "axes_dims_rope")
+        return FluxControlNetModel(**{name: self.network.config[name] for name in names})
+
+    def forward(self, **arguments: Any) -> Any:
+        double, single = self.controlnet(**arguments, controlnet_cond=noise(2, 64, 4, seed=9))[:2]
+        return self.network(**arguments, controlnet_block_samples=double, controlnet_single_block_samples=single)
+
+
+class ControlledSD3(Controlled):
+    def make(self) -> nn.Module:
+        names = ("sample_size", "in_channels", "num_layers", "attention_head_dim", "num_attention_heads", "qk_norm")
+        names += ("joint_attention_dim", "caption_projection_dim", "pooled_projection_dim", "pos_embed_max_size")
+        return SD3ControlNetModel(**{name: self.network.config[name] for name in names})
+
+    def forward(self, return_dict: bool = True, **arguments: Any) -> Any:
+        condition = noise(2, 4, 16, 16, seed=9)
+        hints = self.controlnet(**arguments, controlnet_cond=condition, return_dict=False)[0]
+        return self.network(**arguments, block_controlnet_hidden_states=hints, return_dict=return_dict)
+
+
+CONTROLLED = {"Flux": ControlledFlux, "SD3": ControlledSD3}
+
+
+@pytest.mark.parametrize("name", CONTROLLED)
+def test_controlnet_of_a_transformer_and_its_own_sites(recipe, name):
+    subject = ARCHITECTURES[name]
+    pair = CONTROLLED[name](subject)
+    unmerged = run(subject, pair)
+    runs = []
+    own = find_sites(pair.network)
+    for sites in (own, own + find_sites(pair.controlnet)):
+        with attach(pair.network, recipe, sites=sites) as session:
+            runs.append(run(subject, pair, session))
+            assert_same(run(subject, pair, session), runs[-1])
+            names = {row.site for row in session.summary().rows}
+            assert len(names) == len(sites)
+    assert all_differ(runs[0], unmerged) and all_differ(*runs)
+    assert_same(run(subject, pair), unmerged)
+
+
+@pytest.mark.parametrize("name", CONTROLLED)
+def test_controlnet_adds_nothing_between_the_blocks_of_a_segment(name):
+    subject = ARCHITECTURES[name]
+    pair = CONTROLLED[name](subject)
+    with attach(pair.network, make_recipe("block", segment=2)) as session:
+        expected = run(subject, pair.network, session)
+        with pytest.raises(ValueError, match=r"is a segment.*adds \w*controlnet\w* there: use segment=1"):
+            run(subject, pair, session)
+        assert_same(run(subject, pair.network, session), expected)

@@ -1,0 +1,146 @@
+"""Caches that skip steps beside a session on a transformer."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from diffusers import (
+    FasterCacheConfig,
+    FirstBlockCacheConfig,
+    MagCacheConfig,
+    PyramidAttentionBroadcastConfig,
+    SeaCacheConfig,
+    TaylorSeerCacheConfig,
+)
+from diffusers.hooks import LayerSkipConfig, apply_layer_skip, apply_pyramid_attention_broadcast
+from torch import nn
+
+from catome_adapters import attach
+from catome_core import CheckpointSchedule
+from running import TOTAL, all_differ, assert_same, make_recipe, run, run_merged
+from zoo.transformers import ARCHITECTURES
+
+
+def in_the_middle() -> int:
+    return 500
+
+
+BROADCAST = PyramidAttentionBroadcastConfig(
+    spatial_attention_block_skip_range=2,
+    spatial_attention_timestep_skip_range=(0, 1000),
+    current_timestep_callback=in_the_middle,
+)
+FASTER = FasterCacheConfig(
+    spatial_attention_block_skip_range=2,
+    spatial_attention_timestep_skip_range=(0, 1000),
+    unconditional_batch_timestep_skip_range=(0, 1),
+    attention_weight_callback=lambda _: 0.5,
+    current_timestep_callback=in_the_middle,
+    is_guidance_distilled=True,
+)
+WHOLE = {
+    "first block": FirstBlockCacheConfig(threshold=100.0),
+    "magnitude": MagCacheConfig(
+        threshold=100.0, num_inference_steps=TOTAL, retention_ratio=1 / TOTAL, mag_ratios=[1.0] * TOTAL
+    ),
+}
+INSIDE = {
+    "broadcast": BROADCAST,
+    "faster": FASTER,
+    "taylor": TaylorSeerCacheConfig(cache_interval=2, disable_cache_before_step=1, taylor_factors_dtype=torch.float32),
+}
+REFUSED = [(name, config, "block") for name, config in (WHOLE | INSIDE).items()]
+REFUSED += [(name, config, scope) for name, config in INSIDE.items() for scope in ("attention", "keys")]
+
+
+@pytest.mark.parametrize("scope", ["attention", "keys"])
+@pytest.mark.parametrize("cache", WHOLE)
+@pytest.mark.parametrize("name", ["Flux", "Wan"])
+def test_cache_of_whole_blocks_skips_steps_beside_merging(scope, cache, name):
+    subject, recipe = ARCHITECTURES[name], make_recipe(scope)
+    network = subject.network()
+    alone = run_merged(subject, network, recipe)
+    with attach(network, recipe) as session:
+        run(subject, network, session)
+        network.enable_cache(WHOLE[cache])
+        both = run(subject, network, session)
+    assert torch.equal(both[0], alone[0]) and all_differ(both[1:], alone[1:])
+    # Without a session the same steps are skipped, and nothing merges.
+    network._reset_stateful_cache()
+    cached = run(subject, network)
+    assert all_differ(both, cached)
+    network.disable_cache()
+    assert_same(run_merged(subject, network, recipe), alone)
+
+
+def skip_the_second_step(network: nn.Module) -> nn.Module:
+    ratios = {"num_inference_steps": TOTAL, "retention_ratio": 1 / TOTAL, "mag_ratios": [1.0] * TOTAL}
+    network.enable_cache(MagCacheConfig(threshold=100.0, max_skip_steps=1, **ratios))
+    return network
+
+
+@pytest.mark.parametrize("scope", ["attention", "keys"])
+@pytest.mark.parametrize("name", ["Flux", "Wan"])
+def test_checkpoint_that_a_cache_skips_comes_at_the_next_step(scope, name):
+    """A skipped block is called with what the last block returned: its pairs are not those of its own tokens."""
+    subject = ARCHITECTURES[name]
+    runs = [
+        run_merged(subject, skip_the_second_step(subject.network()), replace(make_recipe(scope), schedule=schedule))
+        for schedule in (CheckpointSchedule((0, 1), of=TOTAL), CheckpointSchedule((0, 2), of=TOTAL))
+    ]
+    assert_same(*runs)
+
+
+@pytest.mark.parametrize(("cache", "config", "scope"), REFUSED, ids=[f"{name}-{scope}" for name, _, scope in REFUSED])
+def test_cache_that_would_mix_plans_is_refused_before_and_after_attach(cache, config, scope):
+    subject, recipe = ARCHITECTURES["Flux"], make_recipe(scope)
+    network = subject.network()
+    expected = run_merged(subject, network, recipe)
+    with attach(network, recipe) as session:
+        network.enable_cache(config)
+        with pytest.raises(ValueError, match=r"may return for Flux\w+ what it kept.*disable_cache"):
+            run(subject, network, session)
+        network.disable_cache()
+        assert_same(run(subject, network, session), expected)
+    network.enable_cache(config)
+    with pytest.raises(ValueError, match=r"may return for Flux\w+ what it kept.*disable_cache"):
+        attach(network, recipe)
+    network.disable_cache()
+    assert_same(run_merged(subject, network, recipe), expected)
+
+
+def test_sea_cache_is_refused_with_whole_blocks():
+    network = ARCHITECTURES["Wan"].network()
+    network.enable_cache(SeaCacheConfig())
+    with pytest.raises(ValueError, match=r"SeaCache\w*Block\w* may return for WanTransformerBlock"):
+        attach(network, make_recipe("block"))
+    for scope in ("attention", "keys"):
+        attach(network, make_recipe(scope)).detach()
+
+
+def test_cache_is_refused_as_well_where_no_step_is_given():
+    subject = ARCHITECTURES["Flux"]
+    network = subject.network()
+    with attach(network, make_recipe("block")):
+        network.enable_cache(WHOLE["first block"])
+        with pytest.raises(ValueError, match="disable_cache"), network.cache_context("run"):
+            subject.call(network)
+
+
+def test_attention_broadcast_leaves_keys_merged_by_arguments_alone():
+    """PixArt's self-attention returns a row for every token, whatever its keys are: any step's will do."""
+    subject, recipe = ARCHITECTURES["PixArt"], make_recipe("keys")
+    network = subject.network()
+    alone = run_merged(subject, network, recipe)
+    apply_pyramid_attention_broadcast(network, BROADCAST)
+    both = run_merged(subject, network, recipe)
+    assert torch.equal(both[0], alone[0]) and not torch.equal(both[1], alone[1]) and both[1].isfinite().all()
+
+
+def test_blocks_that_guidance_skips_keep_nothing(recipe):
+    """As skip-layer guidance does it: the block returns what it was given."""
+    subject = ARCHITECTURES["CogVideoX"]
+    network, shallow = subject.network(), subject.network()
+    apply_layer_skip(network, LayerSkipConfig(indices=[1], fqn="transformer_blocks"))
+    del shallow.transformer_blocks[1]
+    assert_same(run_merged(subject, network, recipe), run_merged(subject, shallow, recipe), tolerance=1e-5)

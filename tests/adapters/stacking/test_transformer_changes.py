@@ -1,0 +1,103 @@
+"""What changes a transformer: the same whether it comes before or after the session."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from accelerate import cpu_offload
+from accelerate.hooks import AlignDevicesHook, ModelHook, add_hook_to_module, remove_hook_from_module
+from torch import nn
+
+from catome_adapters import MergeRecipe, attach
+from changes import add_lora, fuse_projections, quantize
+from running import TOTAL, all_differ, assert_same, call, make_recipe, run, run_merged
+from zoo.packed_images import FLUX
+from zoo.transformers import ARCHITECTURES
+
+
+def skip_refused(name: str, change: Callable[[nn.Module], None], recipe: MergeRecipe) -> None:
+    if name == "PixArt" and change is fuse_projections and recipe.scope == "keys":
+        pytest.skip("refused: see test_keys_refuse_fused_projections_and_the_remedy_works")
+
+
+def offload(network) -> None:
+    """What `enable_sequential_cpu_offload` does: weights are loaded at each call, and inputs moved there."""
+    cpu_offload(network, execution_device="cpu", offload_buffers=False)
+
+
+def align_devices(network) -> None:
+    """What `enable_model_cpu_offload` does, to every module: accelerate replaces its forward."""
+    for module in list(network.modules()):
+        add_hook_to_module(module, AlignDevicesHook(execution_device="cpu", io_same_device=True))
+
+
+def offload_groups(network) -> None:
+    network.enable_group_offload(
+        onload_device=torch.device("cpu"), offload_device=torch.device("cpu"), offload_type="leaf_level"
+    )
+
+
+def cast_layerwise(network) -> None:
+    network.enable_layerwise_casting(storage_dtype=torch.bfloat16, compute_dtype=torch.float32)
+
+
+FUSING = ("PixArt", "Flux", "Qwen-Image", "Wan", "LTX", "CogVideoX", "HunyuanVideo")
+CHANGES = {
+    add_lora: tuple(ARCHITECTURES),
+    fuse_projections: FUSING,
+    quantize: ("PixArt", "Flux", "Wan"),
+    offload: ("PixArt", "Flux", "Wan"),
+    align_devices: ("PixArt", "Flux", "Wan"),
+    offload_groups: ("PixArt", "Flux", "Wan"),
+    cast_layerwise: ("PixArt", "Flux", "Wan"),
+}
+CASES = [pytest.param(change, name, id=f"{change.__name__}-{name}") for change in CHANGES for name in CHANGES[change]]
+
+
+@pytest.mark.parametrize(("change", "name"), CASES)
+def test_change_before_and_after_attach_is_the_same(recipe, change, name):
+    skip_refused(name, change, recipe)
+    subject = ARCHITECTURES[name]
+    before, after = subject.network(), subject.network()
+    change(before)
+    expected = run_merged(subject, before, recipe)
+    with attach(after, recipe) as session:
+        plain = run(subject, after, session)
+        change(after)
+        changed = run(subject, after, session)
+        session.begin_step(0, TOTAL)
+        assert session.summary().merged_fraction > 0.2
+    assert_same(changed, expected)
+    assert all_differ(changed, plain) == (change in (add_lora, quantize, cast_layerwise))
+    # Detached, nothing of the session is left: it is the changed network.
+    unmerged = run(subject, after)
+    assert_same(unmerged, run(subject, before))
+    assert all_differ(unmerged, expected)
+
+
+@pytest.mark.parametrize("name", FUSING)
+def test_fused_projections_give_the_same(recipe, name):
+    skip_refused(name, fuse_projections, recipe)
+    subject = ARCHITECTURES[name]
+    network = subject.network()
+    expected = run_merged(subject, network, recipe)
+    fuse_projections(network)
+    assert_same(run_merged(subject, network, recipe), expected, tolerance=1e-4)
+
+
+def test_hooks_of_accelerate_can_be_taken_off_under_a_session(recipe):
+    subject = ARCHITECTURES["Flux"]
+    network = subject.network()
+    expected = run_merged(subject, network, recipe)
+    for module in list(network.modules()):
+        add_hook_to_module(module, ModelHook())
+    with attach(network, recipe) as session:
+        remove_hook_from_module(network, recurse=True)
+        assert_same(run(subject, network, session), expected)
+
+
+def test_modulation_as_wide_as_the_grid_is_long_is_left_alone():
+    """A single row of modulation serves all tokens, also where it has as many channels as there are tokens."""
+    network = FLUX.network()
+    with attach(network, make_recipe("block")) as session:
+        assert call(FLUX, network, session, size=(4, network.inner_dim // 4)).isfinite().all()

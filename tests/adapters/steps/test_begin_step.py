@@ -1,0 +1,105 @@
+"""Steps of a network without a scheduler."""
+
+import warnings
+from itertools import pairwise
+
+import pytest
+import torch
+
+from catome_adapters import attach
+from probes import CountingMerge
+from stepping import SCHEDULE, counting_recipe, expected_calls
+from zoo.noise import noise
+from zoo.unets import predict, sd_unet
+
+
+@torch.no_grad()
+def test_bare_network_without_steps_recomputes_always_and_warns_once():
+    unet, recipe = sd_unet(), counting_recipe()
+    with attach(unet, recipe) as session:
+        recipe.policy.watch(unet)
+        with pytest.warns(UserWarning, match=r"session\.begin_step\(step, total\)") as caught:
+            first = predict(unet, noise(2, 4, 16, 16))
+        assert len(caught) == 1
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            predict(unet, noise(2, 4, 16, 16, seed=1))
+            assert torch.equal(predict(unet, noise(2, 4, 16, 16)), first)
+    assert recipe.policy.calls == [len(session.sites)] * 3
+
+
+@torch.no_grad()
+def run_steps(unet, steps, total=10) -> CountingMerge:
+    """A network without a scheduler at these steps, one call each."""
+    recipe = counting_recipe()
+    with attach(unet, recipe) as session:
+        recipe.policy.watch(unet)
+        for step in steps:
+            session.begin_step(step, total)
+            predict(unet, noise(1, 4, 16, 16, seed=step))
+    return recipe.policy
+
+
+@pytest.mark.parametrize("total", [10, 5, 20])
+def test_begin_step_drives_a_bare_network(total):
+    assert run_steps(sd_unet(), range(total), total).recomputed == expected_calls(SCHEDULE, total)
+
+
+@pytest.mark.parametrize(
+    ("steps", "recomputed"),
+    [
+        ([5, 6, 7], [0, 2]),  # begins in the middle
+        ([0, 1, 2, 0, 1], [0, 3]),  # a new run before the last one ended
+        ([0, 1, 1, 2], [0, 2]),  # the same step again is a new run
+        ([0, 2, 4, 6, 8], [0]),  # every other step
+        ([9, 0, 1], [0, 1]),
+    ],
+)
+def test_first_step_of_a_run_recomputes(steps, recomputed):
+    assert run_steps(sd_unet(), steps).recomputed == recomputed
+
+
+@torch.no_grad()
+def test_every_call_within_a_checkpoint_step_recomputes():
+    """Guidance in two calls: they do not share pairs while they are being computed."""
+    unet, recipe = sd_unet(), counting_recipe()
+    with attach(unet, recipe) as session:
+        recipe.policy.watch(unet)
+        for step, _ in pairwise(range(4)):
+            session.begin_step(step, 10)
+            predict(unet, noise(1, 4, 16, 16))
+            predict(unet, noise(1, 4, 16, 16, seed=1))
+    assert recipe.policy.recomputed == [0, 1]
+
+
+@pytest.mark.parametrize(("step", "total"), [(-1, 10), (10, 10), (11, 10), (0, 0)])
+def test_begin_step_outside_the_run_is_refused(step, total):
+    with attach(sd_unet()) as session, pytest.raises(ValueError, match=rf"step is {step} of {total}.*count from 0"):
+        session.begin_step(step, total)
+
+
+@torch.no_grad()
+def test_refused_step_changes_nothing():
+    unet, recipe = sd_unet(), counting_recipe()
+    with attach(unet, recipe) as session:
+        recipe.policy.watch(unet)
+        for step in (0, 1, 2):
+            session.begin_step(step, 10)
+            with pytest.raises(ValueError, match="count from 0"):
+                session.begin_step(10, 10)
+            predict(unet, noise(1, 4, 16, 16))
+    assert recipe.policy.recomputed == [0]
+
+
+@torch.no_grad()
+def test_reset_begins_a_run_at_any_step():
+    unet, recipe = sd_unet(), counting_recipe()
+    with attach(unet, recipe) as session:
+        recipe.policy.watch(unet)
+        for step in (0, 1):
+            session.begin_step(step, 10)
+            predict(unet, noise(1, 4, 16, 16))
+        session.reset()
+        session.begin_step(2, 10)
+        predict(unet, noise(1, 4, 16, 16))
+    assert recipe.policy.recomputed == [0, 2]

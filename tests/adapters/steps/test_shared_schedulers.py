@@ -1,0 +1,95 @@
+"""Schedulers that two pipelines share, that are replaced, copied or wrapped."""
+
+import copy
+from functools import partial
+
+import pytest
+import torch
+from diffusers import HeunDiscreteScheduler, LMSDiscreteScheduler
+
+from catome_adapters import attach
+from catome_bench.models.pipeline import ClassConditionalPipeline
+from stepping import SCHEDULE, counting_recipe, expected_calls
+from zoo.pipeline_parts import ddim, quiet
+from zoo.unet_pipelines import class_pipeline, draw
+
+# diffusers hands torch tensors to NumPy functions.
+pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
+
+
+def test_two_pipelines_may_share_a_scheduler():
+    scheduler = ddim()
+    before = set(vars(scheduler))
+    pipes = class_pipeline(scheduler), class_pipeline(scheduler)
+    alone = [with_session(pipe) for pipe in pipes]
+    sessions = [attach(pipe, counting_recipe()) for pipe in pipes]
+    assert all(torch.equal(draw(pipe), image) for pipe, image in zip(pipes, alone, strict=True))
+    sessions[0].detach()
+    assert torch.equal(draw(pipes[1]), alone[1])
+    assert sessions[1].summary().checkpoints == tuple(expected_calls(SCHEDULE, 5))
+    sessions[1].detach()
+    assert set(vars(scheduler)) == before
+
+
+def with_session(pipe):
+    with attach(pipe, counting_recipe()):
+        return draw(pipe)
+
+
+def test_summary_of_a_pipeline_survives_the_run_of_another_with_its_scheduler():
+    scheduler = ddim()
+    first, second = class_pipeline(scheduler), class_pipeline(scheduler)
+    with attach(first) as session, attach(second):
+        draw(first)
+        summary = session.summary()
+        draw(second)
+        assert session.summary() == summary
+
+
+def test_scheduler_replaced_after_attach_is_followed():
+    pipe, recipe = class_pipeline(), counting_recipe()
+    old, before = pipe.scheduler, set(vars(pipe.scheduler))
+    with attach(pipe, recipe) as session:
+        draw(pipe)
+        pipe.scheduler = HeunDiscreteScheduler.from_config(pipe.scheduler.config)
+        untouched = set(vars(pipe.scheduler))
+        recipe.policy.watch(pipe.unet)
+        first = draw(pipe, steps=10)
+        assert torch.equal(draw(pipe, steps=10), first)
+        assert set(vars(old)) == before
+        assert session.summary().checkpoints == tuple(expected_calls(SCHEDULE, 19))
+    assert recipe.policy.recomputed == expected_calls(SCHEDULE, 19) + [
+        19 + step for step in expected_calls(SCHEDULE, 19)
+    ]
+    # The scheduler sets attributes of its own in a run.
+    assert not {"step", "set_timesteps", "catome_clock"} & set(vars(pipe.scheduler))
+    assert untouched <= set(vars(pipe.scheduler))
+
+
+def test_network_of_a_finished_pipeline_is_never_stale_under_another():
+    pipe, recipe = class_pipeline(), counting_recipe()
+    other = quiet(ClassConditionalPipeline(pipe.unet, LMSDiscreteScheduler(), pipe.config.class_names))
+    with attach(pipe, recipe):
+        draw(pipe)
+        recipe.policy.watch(pipe.unet)
+        with pytest.warns(UserWarning, match="begin_step"):
+            draw(other)
+    assert recipe.policy.recomputed == list(range(5))
+
+
+def test_copy_of_an_attached_scheduler_is_a_scheduler_of_its_own():
+    """Pipelines with two modalities step a copy of their scheduler."""
+    pipe = class_pipeline()
+    with attach(pipe):
+        pipe.scheduler.set_timesteps(5)
+        twin = copy.deepcopy(pipe.scheduler)
+        twin.set_timesteps(7)
+        assert (len(twin.timesteps), len(pipe.scheduler.timesteps)) == (7, 5)
+
+
+def test_wrapper_that_was_there_before_is_there_afterwards():
+    pipe = class_pipeline()
+    pipe.scheduler.step = wrapper = partial(pipe.scheduler.step)
+    with attach(pipe):
+        draw(pipe)
+    assert vars(pipe.scheduler).get("step") is wrapper

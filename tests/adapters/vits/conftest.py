@@ -1,0 +1,17 @@
+"""Every vision transformer, and its network."""
+
+from typing import Any
+
+import pytest
+
+from zoo.vits import VITS, Vit
+
+
+@pytest.fixture(params=VITS)
+def vit(request) -> Vit:
+    return VITS[request.param]
+
+
+@pytest.fixture
+def network(vit) -> Any:
+    return vit.network()

@@ -1,0 +1,34 @@
+"""A whole vision transformer compiled: one graph, and one for the first call, which allocates."""
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounter
+
+from catome_adapters import RECIPES, MergeRecipe, attach
+from running import assert_close, vit_recipe
+from zoo.vits import VITS, images
+
+pytestmark = pytest.mark.usefixtures("fresh_compiler", "without_gradients")
+
+every_kind = pytest.mark.parametrize("name", ["ViT", "DINOv3", "RoPE mixed", "BEiT"])
+
+
+def count_graphs(name: str, recipe: MergeRecipe) -> int:
+    """Of three calls, which agree with eager."""
+    network, counter = VITS[name].network(), CompileCounter()
+    with attach(network, recipe):
+        expected = [network(images(seed=seed)) for seed in range(3)]
+    with attach(network, recipe):
+        compiled = torch.compile(network, backend=counter, fullgraph=True)
+        assert_close([compiled(images(seed=seed)) for seed in range(3)], expected)
+    return counter.frame_count
+
+
+@every_kind
+def test_whole_model_compiles_to_one_graph_and_one_for_the_first_call(name, scope):
+    assert count_graphs(name, vit_recipe(scope)) <= 2
+
+
+@every_kind
+def test_progressive_merging_compiles_to_one_graph_and_one_for_the_first_call(name):
+    assert count_graphs(name, RECIPES["tome"]) <= 2

@@ -1,0 +1,118 @@
+"""`catome bench`: what it measures and writes. Never how long anything took."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from typer.testing import CliRunner
+
+from catome_bench.cli import app
+from catome_bench.commands import jobs
+from catome_bench.commands.suites import HEADLINES, SUITES
+from catome_bench.races import blocks, networks, pictures
+from catome_core import TokenGrid
+from zoo.tiny_blocks import TINY, TINY_UNET, UNET, contenders_of
+
+pytestmark = pytest.mark.usefixtures("fresh_compiler", "without_gradients")
+
+
+@pytest.fixture
+def small_suite(monkeypatch):
+    """Everything that the command measures, small and eager."""
+    monkeypatch.setattr(blocks, "CASES", {"sd15-512": UNET, "wan-480p": TINY["wan"]})
+    monkeypatch.setattr(networks, "NETWORKS", {"sd15-512": networks.Network(TINY_UNET, 8, (1,))})
+    monkeypatch.setattr(jobs, "GRID", TokenGrid((8, 8)))
+    monkeypatch.setattr(jobs, "SHAPES", {"flat": (8, 8)})
+    monkeypatch.setattr(jobs, "HEAD_SIZES", (8,))
+    for name, suite in SUITES.items():
+        small = {"modes": ("eager",), "networks": ("eager",), "cases": ("sd15-512", "wan-480p"), "repeats": 1}
+        monkeypatch.setitem(SUITES, name, replace(suite, **small, models=("sd15-512",)))
+
+
+def run_command(*arguments, output):
+    result = CliRunner().invoke(app, ["bench", *arguments, "--output", str(output), "--device", "cpu"])
+    return result, json.loads(output.read_text()) if output.exists() else None
+
+
+@pytest.mark.parametrize("suite", ["cpu", "gpu"])
+def test_the_command_writes_every_row(small_suite, tmp_path, suite):
+    result, report = run_command("--suite", suite, output=tmp_path / "out.json")
+    assert result.exit_code == 0, result.output
+    done = {(table["level"], table["case"]) for table in report["tables"]}
+    wanted = {("block", "sd15-512"), ("block", "wan-480p"), ("check", "sd15-512"), ("ladder", "sd15-512")}
+    wanted |= {("kernels", "head size 8"), ("operations", "64 tokens of 320 channels, batch 2")}
+    wanted |= {("operations", "windowed match, 320 channels")}
+    assert done == wanted | ({("model", "sd15-512")} if suite == "gpu" else set())
+    assert report["not_begun"] == []
+    assert report["suite"] == suite
+    assert {"torch", "diffusers", "tomesd", "device", "threads"} <= set(report["machine"])
+    assert all(table["rows"] and not table["note"] for table in report["tables"])
+    block = next(table for table in report["tables"] if table["level"] == "block")
+    (unpatched,) = (row for row in block["rows"] if row["subject"] == "unpatched")
+    assert unpatched["speedup"] == 1.0
+    assert unpatched["low"] <= unpatched["median"] <= unpatched["high"]
+    assert "attention, proportional" in result.output
+    assert [file.name for file in tmp_path.iterdir()] == ["out.json"]
+
+
+def test_levels_and_cases_choose(small_suite, tmp_path):
+    _, report = run_command("--level", "block", "--case", "wan-480p", output=tmp_path / "out.json")
+    assert [(table["level"], table["case"]) for table in report["tables"]] == [("block", "wan-480p")]
+
+
+def test_nothing_begins_after_the_time_is_up(small_suite, tmp_path, monkeypatch):
+    monkeypatch.setitem(SUITES, "gpu", replace(SUITES["gpu"], seconds=0.0))
+    result, report = run_command("--suite", "gpu", "--level", "block", output=tmp_path / "out.json")
+    assert report["tables"] == []
+    assert report["not_begun"] == ["block, sd15-512, eager", "block, wan-480p, eager"]
+    assert "no time left" in result.output
+
+
+def test_a_measurement_that_fails_loses_no_other(small_suite, tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise RuntimeError("no such kernel")
+
+    monkeypatch.setattr(jobs, "race_kernels", fail)
+    result, report = run_command("--level", "kernels", "--level", "operations", output=tmp_path / "out.json")
+    assert result.exit_code == 0, result.output
+    notes = {table["level"]: table["note"] for table in report["tables"]}
+    assert notes == {"kernels": "RuntimeError: no such kernel", "operations": ""}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--level", "blocks"], "'blocks'"),
+        (["--case", "sd3"], "'sd3'"),
+        (["--suite", "tpu"], "'tpu'"),
+        (["--level", "model", "--case", "wan-480p"], "wan-480p"),
+    ],
+)
+def test_the_command_refuses_what_it_does_not_know(small_suite, tmp_path, arguments, message):
+    result, report = run_command(*arguments, output=tmp_path / "out.json")
+    assert result.exit_code == 2
+    assert message in result.output
+    assert report is None
+
+
+@pytest.mark.parametrize(
+    ("cases", "drawn_by"), [((), ["unet"]), (("--case", "dit", "--case", "unet"), ["unet", "dit"])], ids=["unet", "all"]
+)
+def test_the_pipeline_level_is_drawn_elsewhere(small_suite, tmp_path, monkeypatch, cases, drawn_by):
+    drawn = pictures.run_pictures
+    few = {"steps": (2,), "images": 1, "size": 16, "only": ["ToDo"]}
+    monkeypatch.setattr(pictures, "run_pictures", lambda **given: drawn(**few, **given))
+    result, report = run_command("--level", "pipeline", *cases, output=tmp_path / "out.json")
+    assert result.exit_code == 0, result.output
+    assert [(table["case"], table["note"]) for table in report["tables"]] == [(arch, "") for arch in drawn_by]
+    assert all({row["subject"] for row in table["rows"]} == {"unmerged", "ToDo"} for table in report["tables"])
+    assert {file.name for file in tmp_path.iterdir()} == {"out.json", *(f"out-{arch}.png" for arch in drawn_by)}
+
+
+def test_the_gpu_suite_compiles_only_its_headlines():
+    setting = jobs.Setting(suite=SUITES["gpu"], device="cpu", repeats=1)
+    everybody = set(contenders_of("unet"))
+    assert set(HEADLINES) < everybody
+    order = [job.mode for job in jobs.plan_jobs(setting, SUITES["gpu"].levels, ())]
+    assert order == sorted(order, key=jobs.ORDER.index)
+    assert {"eager", "compiled", "cuda graphs", "regional"} == set(order)

@@ -1,0 +1,89 @@
+"""Blocks of one's own with a `MergedBlock` around them."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
+
+from catome_core import AdaptiveMerge, MergedBlock, PairCache, TokenGrid
+from running import assert_close
+from zoo.noise import noise, seeded
+from zoo.own_blocks import WIDTH, OwnSoftmax
+
+pytestmark = pytest.mark.usefixtures("fresh_compiler", "without_gradients")
+
+
+def wrapped(block: nn.Module, policy: AdaptiveMerge, **options) -> MergedBlock:
+    cache, grid = PairCache(policy), TokenGrid((8, 8))
+    cache.allocate(2, grid)
+    return MergedBlock(block, cache, grid, **options).eval()
+
+
+def encoder_layer() -> nn.Module:
+    with seeded():
+        return nn.TransformerEncoderLayer(WIDTH, 2, 32, batch_first=True).eval()
+
+
+def flat_tokens() -> Tensor:
+    image = noise(2, WIDTH, 4, 4).repeat_interleave(2, -1).repeat_interleave(2, -2)
+    return image.flatten(2).mT
+
+
+class Pair(nn.Module):
+    """Two layers in one wrapper."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(encoder_layer(), encoder_layer())
+
+    def forward(self, tokens: Tensor, scale: float = 1.0) -> Tensor:
+        return self.layers(tokens) * scale
+
+
+@pytest.mark.parametrize("block", [encoder_layer, Pair])
+def test_wrapped_block_of_equal_tokens_loses_nothing(block):
+    """Every attention inside takes account of sizes and padding, without an argument for it."""
+    module, tokens = block().eval(), flat_tokens()
+    merged = wrapped(module, AdaptiveMerge(0.9999), proportional=True, residual=False)
+    assert_close(merged(tokens), module(tokens))
+    assert merged.cache.plan().size.eq(0).any()
+
+
+@pytest.mark.parametrize("block", [encoder_layer, Pair])
+def test_wrapped_block_compiles_to_two_graphs(block):
+    merged, counter = wrapped(block(), AdaptiveMerge(0.5, capacity=0.5), proportional=True), CompileCounter()
+    compiled = torch.compile(merged, fullgraph=True, backend=counter)
+    for step in range(6):
+        merged.cache.refresh = step % 3 == 0
+        tokens = noise(2, 64, WIDTH, seed=step)
+        torch.testing.assert_close(compiled(tokens), merged(tokens))
+    assert counter.frame_count == 2
+
+
+def test_mask_for_the_tokens_becomes_that_of_the_anchors():
+    module, tokens = encoder_layer(), flat_tokens()
+    hidden = (torch.arange(64) // 16 == 3).expand(2, -1)  # the last row of cells
+    merged = wrapped(module, AdaptiveMerge(0.9999), proportional=True, residual=False)
+    result = merged(tokens, src_key_padding_mask=hidden)
+    assert_close(result, module(tokens, src_key_padding_mask=hidden))
+
+
+@pytest.mark.parametrize("options", [{"spare": "pad"}, {"spare": "fill", "proportional": True}])
+def test_wrapped_attention_that_is_not_intercepted_says_what_helps(options):
+    proportional = options.pop("proportional", False)
+    block = wrapped(OwnSoftmax(), AdaptiveMerge(0.5, capacity=0.5, **options), proportional=proportional)
+    with pytest.raises(
+        ValueError, match=r"OwnSoftmax did not call scaled_dot_product_attention.*48 keys.*mask_argument"
+    ):
+        block(noise(2, 64, WIDTH))
+
+
+def test_attention_that_needs_no_change_is_not_required():
+    policy = AdaptiveMerge(0.5, capacity=0.5, spare="fill")
+    assert wrapped(OwnSoftmax(), policy)(noise(2, 64, WIDTH)).shape == (2, 64, WIDTH)
+
+
+def test_attention_with_a_mask_argument_gets_the_bias():
+    tokens, module = flat_tokens(), OwnSoftmax()
+    merged = wrapped(module, AdaptiveMerge(0.9999), mask_argument="bias", proportional=True, residual=False)
+    assert_close(merged(tokens), module(tokens))
