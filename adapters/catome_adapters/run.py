@@ -85,15 +85,15 @@ class MergeRun:
         """After a step: record it, and choose the capacities of the next ones; whether anything ran."""
         if completed:
             self._warn_of_idle()
-        record = self.pending(step)
-        # Without one, the step was recorded already, or the scheduler is shared with another pipeline.
-        if record is None:
+        ran = self.attachment.ran
+        # Without any, the step was recorded already, or the scheduler is shared with another pipeline.
+        if not ran or (step is None and self.denoises):
             return False
         if step is None:
             # A model without steps: every call is a run of its own.
             self.log.begin_run()
-        self.log.add(record)
         fresh = self.attachment.finish_step()
+        self.log.add(StepRecord(step or 0, bool(fresh), tuple(pairs.plan for pairs in ran)))
         if fresh and self.recipe.policy.capacity is None:
             fit_capacity([pairs.cache for pairs in fresh])
         return True

@@ -136,7 +136,7 @@ class PairsByCall:
         call = min(call, MAX_CALLS_PER_STEP + 1)
         key, uncounted = (context, call), call > MAX_CALLS_PER_STEP
         if key not in self._kept:
-            number = f"call {call}" + " and later" * uncounted if call > 1 else None
+            number = f"call {call}{' and later' if uncounted else ''}" if call > 1 else None
             labels = ", ".join(label for label in (context, number) if label)
             self._kept[key] = self.make(f" ({labels})" if labels else "", uncounted)
         return self._kept[key]
