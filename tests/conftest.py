@@ -7,7 +7,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from catome_adapters.prediction import seconds
+from catome_adapters.prediction import rates
+from catome_adapters.prediction.worth import Worth
 
 # A first example pays for imports and warm-up: no deadline, and no complaint about slow drawing.
 EVERYWHERE = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
@@ -21,8 +22,9 @@ torch.set_num_threads(1)
 
 @pytest.fixture(autouse=True)
 def merging_is_free(monkeypatch) -> None:
-    """Tiny networks stand for large ones: on this machine merging gains at any size."""
-    monkeypatch.setitem(seconds.DEVICE_RATES, "cpu", seconds.DeviceRates(1.0, 1.0, float("inf"), 0.0))
+    """Tiny networks stand for large ones: on this machine merging gains at any size, however little merges."""
+    monkeypatch.setitem(rates.DEVICE_RATES, "cpu", rates.DeviceRates(1.0, 1.0, float("inf"), 0.0))
+    monkeypatch.setattr(Worth, "at_capacity", lambda *given: True)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ INSIDE = {
     # The page shows how to add a row to this very file.
     "catome_adapters.architectures.blocks": {"docs/architectures.md"},
     # The page prints the rates to explain a prediction; they are no argument of anything.
-    "catome_adapters.prediction.seconds": {"docs/planning.md"},
+    "catome_adapters.prediction.rates": {"docs/planning.md"},
 }
 """Modules behind the faces, and the pages that may import from them."""
 

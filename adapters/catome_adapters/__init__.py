@@ -8,7 +8,7 @@ from catome_adapters.hooks.scopes import SCOPES
 from catome_adapters.prediction.seconds import Prediction, predict_site
 from catome_adapters.recipe import RECIPES, MergeRecipe
 from catome_adapters.records import SiteStep
-from catome_adapters.report import SessionSummary
+from catome_adapters.reports.summary import SessionSummary
 from catome_adapters.session import MergeSession
 from catome_adapters.sites.grid import GridSize, Measure, PositionGrid, patches, shapes_from, sizes_from
 from catome_adapters.sites.layout import BlockLayout, PerToken

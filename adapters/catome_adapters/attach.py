@@ -14,6 +14,8 @@ from catome_adapters.architectures.find import denoisers, find_candidates
 from catome_adapters.compatibility import check_attachable, reason_of_ranks
 from catome_adapters.hooks.scopes import SCOPES
 from catome_adapters.prediction.levels import LevelGain, attached_levels, predict_levels, winning_levels
+from catome_adapters.prediction.network import blocks_seconds, network_seconds
+from catome_adapters.prediction.worth import MIN_GAIN
 from catome_adapters.recipe import RECIPES, MergeRecipe
 from catome_adapters.session import MergeSession
 from catome_adapters.sites.ranks import for_ranks
@@ -66,14 +68,17 @@ def attach(
         raise ValueError(_nothing_found(model_or_pipeline, skipped))
     auto = sites is None and recipe.levels == "auto" and SCOPES[recipe.scope].predictable
     gains = predict_levels(found, recipe) if auto else {}
-    chosen = _distinct(found) if sites is not None else _at_levels(found, recipe.levels, gains)
+    network = network_seconds(denoisers(model_or_pipeline).values(), found, recipe)
+    minimum = MIN_GAIN * network
+    chosen = _distinct(found) if sites is not None else _at_levels(found, recipe.levels, gains, minimum)
     check_attachable(chosen, recipe)
-    if gains and not winning_levels(gains):
-        _warn_of_loss(chosen, gains)
+    if gains and not winning_levels(gains, minimum):
+        _warn_of_loss(chosen, gains, network)
     # Dynamo does not guard on hooks: what was compiled without them would go on without them, unnoticed.
     torch.compiler.reset()
     skipped += [_left_out(site, recipe, gains) for site in found if site not in chosen]
-    return MergeSession(model_or_pipeline, recipe, chosen, skipped)
+    blocks_share = blocks_seconds(chosen, recipe) / network if network else 1.0
+    return MergeSession(model_or_pipeline, recipe, chosen, skipped, blocks_share)
 
 
 def _for_this_rank(candidate: MergeSite | SkippedSite) -> MergeSite | SkippedSite:
@@ -93,13 +98,15 @@ def _left_out(site: MergeSite, recipe: MergeRecipe, gains: Mapping[int, LevelGai
     return SkippedSite(site.name, reason, site)
 
 
-def _warn_of_loss(sites: Sequence[MergeSite], gains: Mapping[int, LevelGain]) -> None:
+def _warn_of_loss(sites: Sequence[MergeSite], gains: Mapping[int, LevelGain], network: float) -> None:
     level = sites[0].level
     tokens = " x ".join(map(str, sites[0].shape or ()))
+    verdict = f"gain less than {MIN_GAIN:.0%} of the {network * 1e3:.2f} ms that a call of the network takes"
     warnings.warn(
-        f"merging is predicted to lose time at the model's default size: level {level}, {len(sites)} sites of {tokens} "
-        f"tokens, {gains[level]} per call of the network. It stays attached, and merges in calls whose size gains. "
-        'Draw larger pictures, merge more (scope="block"), recompute less often, or merge anyway: levels="top"',
+        f"merging is predicted to {verdict if gains[level].gain > 0 else 'lose time'} at the model's default size: "
+        f"level {level}, {len(sites)} sites of {tokens} tokens, {gains[level]}. It stays attached, and merges in calls "
+        'whose size gains. Draw larger pictures, merge more (scope="block"), recompute less often, or merge anyway: '
+        'levels="all"',
         stacklevel=3,
     )
 
@@ -116,10 +123,10 @@ def _nothing_found(model: Any, skipped: Sequence[SkippedSite]) -> str:
 
 
 def _at_levels(
-    sites: Sequence[MergeSite], levels: str | tuple[int, ...], gains: Mapping[int, LevelGain]
+    sites: Sequence[MergeSite], levels: str | tuple[int, ...], gains: Mapping[int, LevelGain], minimum: float
 ) -> list[MergeSite]:
     known = sorted({site.level for site in sites})
-    named = {"auto": attached_levels(sites, gains), "top": known[:1], "all": known}
+    named = {"auto": attached_levels(sites, gains, minimum), "top": known[:1], "all": known}
     chosen = named[levels] if isinstance(levels, str) else levels
     if not chosen or set(chosen) - set(known):
         raise ValueError(f"levels is {levels!r}; this model has self-attention at levels {known} (factors)")

@@ -32,9 +32,10 @@ class MergeRecipe:
             1 / 2 + policy.capacity of its tokens: 0.46 merges one in 25, 0.5 none. The similarity of the keys that
             attention compares decides which tokens merge, not how many: the threshold plays no part.
         proportional: Attention weighs every key by the number of tokens it stands for.
-        levels: "auto" takes the levels where merging is predicted to gain, and merges only in calls where it gains;
-            "top" takes the level with the most tokens (paper: D1 and U1), "all" every level, a tuple the levels named
-            by their downsampling factor, such as (1, 2): these three merge in every call.
+        levels: "auto" takes the levels where merging is predicted to gain 3 % of the network's time, and merges only
+            where it gains as much; "top" takes the level with the most tokens (paper: D1 and U1), and merges where it
+            gains any time. "all" takes every level, a tuple the levels named by their downsampling factor, such as
+            (1, 2): these two merge in every call.
         stride: Cell size of the grid, one destination per cell: one number for height and width, with frames each by
             itself, or a number for every dimension.
         seed: Seed of the destinations of `policy.destination="random"`.

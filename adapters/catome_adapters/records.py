@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from catome_core import PlanKey
@@ -19,6 +21,8 @@ class SitePlan(NamedTuple):
         spare: Of the policy.
         capacity: Kept slots as a fraction of the tokens; None: one for every source.
         unmergeable: int64 (batch,), sources that are not above the threshold; stays on the device until it is read.
+        similarity: float32 (5,), quartiles of the sources' similarity when the pairs were found; on the device, too.
+        merged: Whether the site took part in this step.
     """
 
     name: str
@@ -26,11 +30,13 @@ class SitePlan(NamedTuple):
     spare: str = "pad"
     capacity: float | None = None
     unmergeable: Tensor | None = None
+    similarity: Tensor | None = None
+    merged: bool = True
 
-    @classmethod
-    def unmerged(cls, name: str, key: PlanKey, unmergeable: Tensor) -> SitePlan:
-        """A step that ran unmerged: every source was kept."""
-        return cls(name, key, "fill", None, unmergeable)
+    @property
+    def merges(self) -> bool:
+        """Whether its capacity leaves fewer slots than tokens."""
+        return self.key is not None and self.key.grid.slots(self.capacity) < self.key.grid.tokens
 
 
 class SiteStep(NamedTuple):
@@ -46,6 +52,9 @@ class SiteStep(NamedTuple):
         merged_fraction: Share of the tokens that was merged away, mean over the batch.
         capacity: Kept slots as a fraction of the tokens: the rung of the ladder.
         overflow: Sources that merged below the threshold because kept slots were too few, summed over the batch.
+        similarity: Minimum, quartiles and maximum of the sources' similarity to their destinations, when the pairs
+            were found; None if they never were.
+        left_unmerged: Whether it would have merged, and was predicted to lose time.
     """
 
     site: str
@@ -57,14 +66,28 @@ class SiteStep(NamedTuple):
     merged_fraction: float
     capacity: float
     overflow: int
+    similarity: tuple[float, ...] | None = None
+    left_unmerged: bool = False
 
 
 class StepRecord(NamedTuple):
-    """All sites in one step."""
+    """All sites in one step.
+
+    Attributes:
+        step: From 0.
+        checkpoint: Whether pairs were recomputed.
+        plans: Of every site that ran.
+        merging: Whether the recipe merges in this step.
+        seconds: What the networks are predicted to take without merging.
+        gain: What merging is predicted to gain.
+    """
 
     step: int
     checkpoint: bool
     plans: tuple[SitePlan, ...]
+    merging: bool = True
+    seconds: float = 0.0
+    gain: float = 0.0
 
     def rows(self) -> Iterator[SiteStep]:
         """One row per site that ran; reads from the device."""
@@ -76,31 +99,61 @@ class StepRecord(NamedTuple):
         grid, room = key.grid, key.grid.kept(plan.capacity)
         kept = [room if plan.spare == "fill" else min(count, room) for count in unmergeable]
         mergeable, merged = ((grid.sources - sum(left) / len(kept)) / grid.tokens for left in (unmergeable, kept))
-        overflow = sum(max(0, count - room) for count in unmergeable)
-        slots = grid.slots(plan.capacity)
         return SiteStep(
-            plan.name, self.step, self.checkpoint, grid.tokens, slots, mergeable, merged, room / grid.area, overflow
+            site=plan.name,
+            step=self.step,
+            checkpoint=self.checkpoint,
+            tokens=grid.tokens,
+            slots=grid.slots(plan.capacity),
+            mergeable_fraction=mergeable,
+            merged_fraction=merged,
+            capacity=room / grid.area,
+            overflow=sum(max(0, count - room) for count in unmergeable),
+            similarity=None if plan.similarity is None else tuple(plan.similarity.tolist()),
+            left_unmerged=self.merging and not plan.merged,
         )
 
 
 class RunLog:
-    """The records of the last run, oldest first."""
+    """The records of the last run, oldest first.
+
+    Attributes:
+        records: One for each step.
+        seconds: From the run's beginning until its last step was done, or submitted to an asynchronous device.
+    """
 
     def __init__(self) -> None:
         self.records: list[StepRecord] = []
+        self.seconds = 0.0
         self._is_over = False
+        self._began = time.perf_counter()
 
     def begin_run(self) -> None:
         """The next record is the first of a new run; until then those of the run before can be read."""
         self._is_over = True
+        self._began = time.perf_counter()
 
     def add(self, record: StepRecord) -> None:
         """Append a record."""
         self.records = self.with_pending(record)
         self._is_over = False
+        self.seconds = time.perf_counter() - self._began
 
     def with_pending(self, record: StepRecord | None) -> list[StepRecord]:
         """The records with one that is not in the log yet."""
         if record is None:
             return self.records
         return [record] if self._is_over else [*self.records, record]
+
+
+def quartiles(score: Tensor) -> Tensor:
+    """Minimum, quartiles and maximum, float32 (5,), of scores of any shape; empty if there are none.
+
+    Examples:
+        >>> quartiles(torch.tensor([[0.0, 0.5, 1.0]]))
+        tensor([0.0000, 0.2500, 0.5000, 0.7500, 1.0000])
+    """
+    ordered = score.flatten().sort().values
+    # Not `quantile`, which is limited to 16 million elements, and reads from the device to check its input.
+    ranks = torch.linspace(0, len(ordered) - 1, 5, device=score.device) if len(ordered) else ordered
+    return ordered[ranks.floor().long()].lerp(ordered[ranks.ceil().long()], ranks.frac())

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from torch import nn
 
 from catome_adapters.compatibility import check_compatible
 from catome_adapters.hooks.attachment import Attachment
 from catome_adapters.hooks.host import Host
-from catome_adapters.hooks.pairs import MAX_CALLS_PER_STEP
+from catome_adapters.hooks.pairs import MAX_CALLS_PER_STEP, SitePairs
 from catome_adapters.hooks.rules import MergeRules
 from catome_adapters.hooks.scopes import SCOPES
-from catome_adapters.prediction.seconds import predict, rates_for
+from catome_adapters.hooks.segment import Segment
+from catome_adapters.prediction.worth import Trial, Worth
 from catome_adapters.recipe import MergeRecipe
-from catome_adapters.records import RunLog, SiteStep, StepRecord
+from catome_adapters.records import RunLog, SitePlan, StepRecord
+from catome_adapters.reports.summary import explain_unmerged
 from catome_adapters.sites.site import MergeSite
-from catome_adapters.sites.weights import SiteWeights
-from catome_core import PlanKey, fit_capacity
+from catome_core import fit_capacity
 
 NO_STEPS = (
     "the denoising step is unknown, so pairs are recomputed at every call and nothing is "
@@ -35,31 +36,33 @@ class MergeRun:
 
     Attributes:
         attachment: The hooks.
+        log: What the last run did.
     """
 
-    def __init__(self, recipe: MergeRecipe, sites: Sequence[MergeSite], before_call: Callable[[Host], None]) -> None:
+    def __init__(
+        self,
+        recipe: MergeRecipe,
+        sites: Sequence[MergeSite],
+        before_call: Callable[[Host], None],
+        blocks_share: float = 1.0,
+    ) -> None:
         self.recipe, self.sites = recipe, sites
         self.log = RunLog()
         self._warned: set[str] = set()
         self.denoises = any(site.denoises for site in sites)
-        scope = SCOPES[recipe.scope]
+        self.worth = Worth(recipe, blocks_share, self.denoises)
         rules = MergeRules(
-            scope=scope,
+            scope=SCOPES[recipe.scope],
             policy=recipe.policy,
             proportional=recipe.proportional,
             matches_output=recipe.metric == "output",
             seed=recipe.seed,
             strides=recipe.strides,
-            pays_off=self.pays_off,
+            pays_off=self.worth.at_size,
         )
         self.attachment = Attachment(sites, rules, recipe.segment, before_call)
-
-    def pays_off(self, weights: SiteWeights, key: PlanKey) -> bool:
-        """Whether merging gains time at this size, or is requested at any."""
-        if self.recipe.levels != "auto" or not SCOPES[self.recipe.scope].predictable:
-            return True
-        rates = rates_for(key.device.type)
-        return predict(weights, key.grid, key.batch, self.recipe, rates, denoises=self.denoises).gain > 0
+        self._trials = {segment: Trial(self.worth, segment.weights) for segment in self.attachment.segments}
+        self._total = 1
 
     def begin_run(self) -> None:
         """Check what else is at work on the model, and keep the last run's records until there are new ones."""
@@ -68,8 +71,12 @@ class MergeRun:
 
     def begin_step(self, step: int, total: int) -> None:
         """Decide what this step does."""
+        self._total = total
         checkpoint = self.recipe.schedule.is_checkpoint(step, total)
-        self.attachment.begin_step(checkpoint, self.recipe.merges_at(step, total))
+        merging = self.recipe.merges_at(step, total)
+        self.attachment.begin_step(
+            checkpoint, lambda segment: merging and not self._trials[segment].leaves_unmerged(step, checkpoint)
+        )
 
     def begin_call(self, host: Host, step: int | None) -> None:
         """Before a call of a host that is not the first in its step; without a step, every call recomputes."""
@@ -82,7 +89,7 @@ class MergeRun:
             self._warn_once(NO_STEPS)
 
     def finish_step(self, step: int | None, completed: bool) -> bool:
-        """After a step: record it, and choose the capacities of the next ones; whether anything ran."""
+        """After a step: record it, and decide about the next ones; whether anything ran."""
         if completed:
             self._warn_of_idle()
         ran = self.attachment.ran
@@ -93,9 +100,12 @@ class MergeRun:
             # A model without steps: every call is a run of its own.
             self.log.begin_run()
         fresh = self.attachment.finish_step()
-        self.log.add(StepRecord(step or 0, bool(fresh), tuple(pairs.plan for pairs in ran)))
-        if fresh and self.recipe.policy.capacity is None:
-            fit_capacity([pairs.cache for pairs in fresh])
+        self.log.add(self._record(step, bool(fresh), [(segment, pairs.plan) for segment, pairs in ran]))
+        self._decide(step, fresh)
+        if step in (None, self._total - 1):
+            unmerged = explain_unmerged(self.log.records, self.recipe, self.sites[0].shape)
+            if unmerged:
+                self._warn_once(unmerged)
         return True
 
     def pending(self, step: int | None) -> StepRecord | None:
@@ -103,14 +113,13 @@ class MergeRun:
         ran = self.attachment.ran
         if not ran or (step is None and self.denoises):
             return None
-        plans = tuple(pairs.current_plan() for pairs in ran)
-        return StepRecord(step or 0, any(pairs.is_fresh for pairs in ran), plans)
+        fresh = any(pairs.is_fresh for _, pairs in ran)
+        return self._record(step, fresh, [(segment, pairs.current_plan()) for segment, pairs in ran])
 
-    def rows(self, step: int | None) -> tuple[SiteStep, ...]:
-        """Every site and step of the last run, oldest first, the present step included."""
+    def records(self, step: int | None) -> list[StepRecord]:
+        """The records of the last run, oldest first, the present step included."""
         record = self.pending(step)
-        records = self.log.with_pending(record) if step is not None or record is None else [record]
-        return tuple(row for record in records for row in record.rows())
+        return self.log.with_pending(record) if step is not None or record is None else [record]
 
     def select_calls(self, context_of: Callable[[nn.Module], str | None]) -> None:
         """The next calls of each network belong to this context."""
@@ -119,6 +128,26 @@ class MergeRun:
     def reset(self) -> None:
         """Forget every plan."""
         self.attachment.reset()
+        for trial in self._trials.values():
+            trial.begin_run()
+
+    def _record(self, step: int | None, checkpoint: bool, ran: Sequence[tuple[Segment, SitePlan]]) -> StepRecord:
+        outcomes = [self.worth.outcome(one.weights, plan, checkpoint, one.blocks_per_plan) for one, plan in ran]
+        seconds, gain = (sum(parts) for parts in zip(*outcomes, strict=True))
+        merging = step is None or self.recipe.merges_at(step, self._total)
+        return StepRecord(step or 0, checkpoint, tuple(plan for _, plan in ran), merging, seconds, gain)
+
+    def _decide(self, step: int | None, fresh: Mapping[Segment, Sequence[SitePairs]]) -> None:
+        """After a checkpoint, when it is known how many tokens merge."""
+        if fresh and self.recipe.policy.capacity is None:
+            fit_capacity([pairs.cache for found in fresh.values() for pairs in found])
+        if step is None or step + 1 >= self._total:
+            return
+        later = range(step + 1, self._total)
+        matches = sum(self.recipe.schedule.is_checkpoint(one, self._total) for one in later) / len(later)
+        for segment, (pairs, *_) in fresh.items():
+            if pairs.plan.key is not None:
+                self._trials[segment].decide(pairs.plan.key, pairs.cache.capacity, matches)
 
     def _warn_once(self, message: str) -> None:
         if message not in self._warned:

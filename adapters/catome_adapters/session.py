@@ -10,7 +10,8 @@ import torch
 from catome_adapters.compile import GraphsOfTheLadder
 from catome_adapters.hooks.host import Host
 from catome_adapters.recipe import MergeRecipe
-from catome_adapters.report import SessionSummary, render_report, report_segment
+from catome_adapters.reports.report import render_report, report_segment
+from catome_adapters.reports.summary import SessionSummary, summarize_run
 from catome_adapters.run import MergeRun
 from catome_adapters.sites.site import MergeSite, SkippedSite
 from catome_adapters.steps.sources import observe_steps
@@ -37,10 +38,11 @@ class MergeSession:
         recipe: MergeRecipe,
         sites: Sequence[MergeSite],
         skipped: Sequence[SkippedSite],
+        blocks_share: float = 1.0,
     ) -> None:
         self.recipe, self.sites, self.skipped = recipe, tuple(sites), tuple(skipped)
         self._graphs = [GraphsOfTheLadder()] if recipe.policy.capacity is None else []
-        self._run = MergeRun(recipe, self.sites, self._before_call)
+        self._run = MergeRun(recipe, self.sites, self._before_call, blocks_share)
         self._tracker = StepTracker(self._run)
         networks = list(dict.fromkeys(site.host for site in self.sites))
         observe_steps(model_or_pipeline, networks, self._tracker)
@@ -97,7 +99,9 @@ class MergeSession:
 
     def summary(self) -> SessionSummary:
         """Merged fraction, rung, checkpoint and overflow of every site and step of the last run; changes nothing."""
-        return SessionSummary(self._run.rows(self._tracker.step))
+        run = self._run
+        seconds = run.log.seconds if run.denoises and run.log.records else None
+        return summarize_run(run.records(self._tracker.step), seconds, run.attachment.memory)
 
     def __repr__(self) -> str:
         sites, scope = len(self.sites), self.recipe.scope

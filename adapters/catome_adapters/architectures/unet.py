@@ -21,7 +21,7 @@ def is_unet(model: nn.Module) -> bool:
 def find_in_unet(model: nn.Module) -> list[MergeSite | SkippedSite]:
     """Every transformer block of a UNet-shaped model: a site, or why it is skipped."""
     candidates = [
-        _site_or_reason(f"{path}.transformer_blocks.{index}".lstrip("."), block, host, _level(model, path))
+        _site_or_reason(f"{path}.transformer_blocks.{index}".lstrip("."), block, host, level_at(model, path))
         for path, host in model.named_modules()
         for index, block in enumerate(_blocks(host))
     ]
@@ -70,7 +70,7 @@ def _site_or_reason(name: str, block: nn.Module, host: nn.Module, level: int | N
     return MergeSite(name, block, attention, host, level=level, layout=LAYOUT)
 
 
-def _level(model: nn.Module, path: str) -> int | None:
+def level_at(model: nn.Module, path: str) -> int | None:
     """Downsampling factor at a path such as `up_blocks.1.attentions.0`, from the samplers before it."""
     stage, _, rest = path.partition(".")
     index = rest.partition(".")[0]

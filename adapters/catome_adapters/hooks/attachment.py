@@ -49,9 +49,14 @@ class Attachment:
         return (pairs for segment in self.segments for pairs in segment.pairs)
 
     @property
-    def ran(self) -> list[SitePairs]:
+    def ran(self) -> list[tuple[Segment, SitePairs]]:
         """The pairs of the calls that this step has made so far."""
-        return [pairs for pairs in self.pairs if pairs.key is not None]
+        return [(segment, pairs) for segment in self.segments for pairs in segment.pairs if pairs.key is not None]
+
+    @property
+    def memory(self) -> int:
+        """Bytes that the plans hold between steps."""
+        return sum(buffer.nbytes for pairs in self.pairs for buffer in pairs.cache.buffers())
 
     @property
     def idle(self) -> list[str]:
@@ -64,18 +69,19 @@ class Attachment:
             if segment.host is host and host.calls:
                 segment.pairs.select(host.context, host.calls + 1)
 
-    def begin_step(self, checkpoint: bool, merging: bool) -> None:
-        """Before a step: recompute or reuse, or leave the tokens alone."""
+    def begin_step(self, checkpoint: bool, merging: Callable[[Segment], bool]) -> None:
+        """Before a step: recompute or reuse, or leave the tokens of a segment alone."""
         for host in self.hosts:
             host.begin_step(True)
         for segment in self.segments:
             for attention in segment.attentions:
                 attention.begin_step()
-            segment.pairs.begin_step(checkpoint, merging)
+            segment.pairs.begin_step(checkpoint, merging(segment))
 
-    def finish_step(self) -> list[SitePairs]:
-        """After a step; the pairs that were recomputed in it."""
-        return [pairs for segment in self.segments for pairs in segment.pairs.finish_step()]
+    def finish_step(self) -> dict[Segment, list[SitePairs]]:
+        """After a step: the pairs of each segment that were recomputed in it."""
+        fresh = {segment: segment.pairs.finish_step() for segment in self.segments}
+        return {segment: pairs for segment, pairs in fresh.items() if pairs}
 
     def select_calls(self, context_of: Callable[[nn.Module], str | None]) -> None:
         """The next calls of each host belong to this context."""

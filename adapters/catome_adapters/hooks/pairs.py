@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 from catome_adapters.hooks.forward import ForwardState
-from catome_adapters.records import SitePlan
+from catome_adapters.records import SitePlan, quartiles
 from catome_core import PairCache, PlanKey, count_unmergeable
 
 MAX_CALLS_PER_STEP = 4
@@ -69,14 +69,17 @@ class SitePairs:
         key, cache = self.key, self.cache
         if key is None or (self.merged and not cache.has_plan):
             return self.plan
+        unmerged = SitePlan(self.name, key, "fill", None)
         if not self.merged:
-            return SitePlan.unmerged(self.name, key, torch.full((key.batch,), key.grid.sources))
-        unmergeable = self.plan.unmergeable
+            return unmerged._replace(unmergeable=torch.full((key.batch,), key.grid.sources), merged=False)
+        found = (self.plan.unmergeable, self.plan.similarity)
         if self.is_fresh:
-            unmergeable = count_unmergeable(cache.match(), cache.policy.threshold)
-        if self.is_fresh and self.matches_output and unmergeable is not None:
-            return SitePlan.unmerged(self.name, key, unmergeable)
-        return SitePlan(self.name, key, cache.policy.spare, cache.capacity, unmergeable)
+            match = cache.match()
+            found = (count_unmergeable(match, cache.policy.threshold), quartiles(match.score))
+        if self.is_fresh and self.matches_output:
+            # The output came when the step's own tokens had run.
+            return unmerged._replace(unmergeable=found[0], similarity=found[1])
+        return SitePlan(self.name, key, cache.policy.spare, cache.capacity, *found)
 
 
 class PairsByCall:

@@ -40,6 +40,7 @@ class Segment:
         state: Of the forward pass that runs.
         pairs: What is remembered from step to step.
         last_calls: By plan, the tokens of the last call.
+        blocks_per_plan: Number of blocks that share a plan.
     """
 
     def __init__(self, sites: Sequence[MergeSite], host: Host, rules: MergeRules) -> None:
@@ -49,7 +50,7 @@ class Segment:
         self.policy = replace(rules.policy, shared=rules.policy.shared or share)
         plans = 1 if self.scope.plans_ahead else len(self.sites)
         self.weights = count_weights(self.site)
-        self.last_calls = [LastCall() for _ in range(plans)]
+        self.last_calls, self.blocks_per_plan = [LastCall() for _ in range(plans)], len(self.sites) // plans
         self._grids: dict[tuple[int, ...], TokenGrid] = {}
         self._decisions: dict[tuple[Any, ...], bool] = {}
         self.pairs = PairsByCall(self._make_pairs, self.state)

@@ -42,19 +42,22 @@ def predict_levels(sites: Iterable[MergeSite], recipe: MergeRecipe, device_type:
     return {level: LevelGain(*sums[level]) for level in sorted(sums)}
 
 
-def winning_levels(gains: Mapping[int, LevelGain]) -> list[int]:
-    """The levels that gain, and at least a quarter of what the best one gains.
+def winning_levels(gains: Mapping[int, LevelGain], minimum: float = 0.0) -> list[int]:
+    """The levels that gain, and at least a quarter of what the best one gains; none if all gain less than `minimum`.
 
     Examples:
         >>> winning_levels({1: LevelGain(2.0, 1.0), 2: LevelGain(0.5, 0.1), 4: LevelGain(0.2, 0.1)})
         [1, 2]
         >>> winning_levels({1: LevelGain(1.0, 2.0)})
         []
+        >>> winning_levels({1: LevelGain(2.0, 1.0), 2: LevelGain(0.5, 0.1)}, minimum=1.5)
+        []
     """
     enough = MIN_SHARE_OF_BEST * max((level.gain for level in gains.values()), default=0)
-    return [level for level, change in gains.items() if change.gain > 0 and change.gain >= enough]
+    winning = {level: change.gain for level, change in gains.items() if change.gain > 0 and change.gain >= enough}
+    return list(winning) if sum(winning.values()) >= minimum else []
 
 
-def attached_levels(sites: Sequence[MergeSite], gains: Mapping[int, LevelGain]) -> list[int]:
+def attached_levels(sites: Sequence[MergeSite], gains: Mapping[int, LevelGain], minimum: float = 0.0) -> list[int]:
     """The levels of `levels="auto"`: the winning ones, else the one with the most tokens."""
-    return winning_levels(gains) or [min(site.level for site in sites)]
+    return winning_levels(gains, minimum) or [min(site.level for site in sites)]

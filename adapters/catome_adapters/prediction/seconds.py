@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import prod
 from typing import NamedTuple
 
 from catome_adapters.hooks.scopes import SCOPES
+from catome_adapters.prediction.rates import DeviceRates, rates_of
 from catome_adapters.recipe import MergeRecipe
 from catome_adapters.sites.site import MergeSite
 from catome_adapters.sites.weights import Flops, SiteWeights, count_weights
@@ -21,28 +21,24 @@ REUSE_LAUNCHES, MATCH_LAUNCHES = 6, 45
 """Kernels that a call adds when it reuses its pairs, and that matching and planning add to those."""
 
 
-@dataclass(frozen=True)
-class DeviceRates:
-    """Rates that a device sustains, to the order of magnitude that a decision needs.
+class SiteSeconds(NamedTuple):
+    """Seconds of one call of a site.
 
     Attributes:
-        flops: FLOP/s of a matrix product.
-        attention_flops: FLOP/s of fused attention.
-        bandwidth: Bytes/s of copying.
-        launch: Seconds that a small operation takes however small it is, without compilation.
+        block: What the block takes without merging.
+        saved: What the shorter sequence saves.
+        reuse: What merging and unmerging by known pairs takes.
+        match: What matching and planning take where the pairs are recomputed.
     """
 
-    flops: float
-    attention_flops: float
-    bandwidth: float
-    launch: float
+    block: float
+    saved: float
+    reuse: float
+    match: float
 
-
-DEVICE_RATES = {
-    "cpu": DeviceRates(flops=1.4e11, attention_flops=1.5e11, bandwidth=3e10, launch=8e-6),
-    "cuda": DeviceRates(flops=4e14, attention_flops=3e14, bandwidth=3e12, launch=5e-6),
-}
-"""Two cores of a server's CPU in float32, and a recent data-center GPU in bfloat16."""
+    def gain(self, matches: float) -> float:
+        """What a call gains, if this share of the calls recomputes its pairs; negative if it loses."""
+        return self.saved - self.reuse - matches * self.match
 
 
 class Prediction(NamedTuple):
@@ -70,11 +66,6 @@ class Prediction(NamedTuple):
         return self.saved - self.overhead
 
 
-def rates_for(device_type: str) -> DeviceRates:
-    """The rates of a device type such as "cpu"; every accelerator counts as "cuda"."""
-    return DEVICE_RATES["cpu" if device_type == "cpu" else "cuda"]
-
-
 def predict(
     weights: SiteWeights, grid: TokenGrid, batch: int, recipe: MergeRecipe, rates: DeviceRates, *, denoises: bool = True
 ) -> Prediction:
@@ -90,27 +81,40 @@ def predict(
         rates: From `rates_for`.
         denoises: Whether the recipe's schedule says which calls match; False: every call does.
     """
-    tokens, scope = grid.tokens, SCOPES[recipe.scope]
+    scope, tokens, removed = SCOPES[recipe.scope], grid.tokens, assumed_share(grid, recipe)
+    seconds = site_seconds(weights, grid, batch, recipe, rates, removed)
+    whole = _seconds(weights.saved_in_block(tokens, 1), batch, rates)
+    saved = (_seconds(scope.saved_flops(weights, tokens, share), batch, rates) for share in (0.5, 0.75))
+    ceilings = (whole / (whole - part) if whole else 1.0 for part in saved)
+    overhead = seconds.reuse + (typical_checkpoints(recipe) if denoises else 1) * seconds.match
+    return Prediction(tokens, weights.channels, seconds.saved, overhead, *ceilings)
 
-    def seconds(flops: Flops) -> float:
-        return batch * (flops.linear / rates.flops + flops.attention / rates.attention_flops)
 
-    def saved(removed: float) -> float:
-        return seconds(scope.saved_flops(weights, tokens, removed))
+def site_seconds(
+    weights: SiteWeights, grid: TokenGrid, batch: int, recipe: MergeRecipe, rates: DeviceRates, removed: float
+) -> SiteSeconds:
+    """Predict the parts of one call of a site, of whose tokens this share is merged away; arguments as for `predict`.
 
-    block = seconds(weights.saved_in_block(tokens, 1))
-    ceilings = (block / (block - saved(removed)) if block else 1.0 for removed in (0.5, 0.75))
-    overhead = _reuse_seconds(weights, grid, batch, recipe, rates)
-    overhead += (_checkpoint_share(recipe) if denoises else 1) * _match_seconds(weights, grid, batch, recipe, rates)
-    return Prediction(tokens, weights.channels, saved(_removed(grid, recipe)), overhead, *ceilings)
+    Examples:
+        >>> weights = SiteWeights(channels=8, width=8, projections=256, rest=1024, text_width=0, itemsize=4, kernels=10)
+        >>> rates = DeviceRates(flops=1e6, attention_flops=1e6, bandwidth=1e6, launch=1e-3)
+        >>> seconds = site_seconds(weights, TokenGrid((8, 8)), 1, MergeRecipe(), rates, 0.5)
+        >>> f"{seconds.block:.3f} {seconds.saved:.3f} {seconds.reuse:.3f} {seconds.match:.3f}"
+        '0.305 0.115 0.016 0.063'
+    """
+    scope, tokens = SCOPES[recipe.scope], grid.tokens
+    block = _seconds(weights.saved_in_block(tokens, 1), batch, rates) + weights.kernels * rates.launch
+    saved = _seconds(scope.saved_flops(weights, tokens, removed), batch, rates)
+    reuse = _reuse_seconds(weights, grid, batch, recipe, rates, removed)
+    return SiteSeconds(block, saved, reuse, _match_seconds(weights, grid, batch, recipe, rates))
 
 
 def predict_site(
     site: MergeSite, recipe: MergeRecipe, grid: TokenGrid, batch: int = TYPICAL_BATCH, device_type: str = ""
 ) -> Prediction:
     """Predict for a site on the device where its weights are, or on another `device_type`, such as "cuda"."""
-    device_type = device_type or next((weight.device.type for weight in site.attention.parameters()), "cpu")
-    return predict(count_weights(site), grid, batch, recipe, rates_for(device_type), denoises=site.denoises)
+    rates = rates_of(site.attention, device_type)
+    return predict(count_weights(site), grid, batch, recipe, rates, denoises=site.denoises)
 
 
 def typical_grid(site: MergeSite, recipe: MergeRecipe) -> TokenGrid | None:
@@ -118,19 +122,36 @@ def typical_grid(site: MergeSite, recipe: MergeRecipe) -> TokenGrid | None:
     return TokenGrid(site.shape, recipe.strides(site.shape), site.prefix) if site.shape else None
 
 
-def _removed(grid: TokenGrid, recipe: MergeRecipe) -> float:
-    capacity = recipe.policy.capacity
+def assumed_share(grid: TokenGrid, recipe: MergeRecipe) -> float:
+    """Share of the tokens that merges: what a fixed capacity leaves; half where the data will decide it."""
     most = grid.sources / grid.tokens
-    return min(TYPICAL_REMOVED, most) if capacity is None else most - grid.kept(capacity) / grid.tokens
+    return min(TYPICAL_REMOVED, most) if recipe.policy.capacity is None else share_at(grid, recipe.policy.capacity)
 
 
-def _checkpoint_share(recipe: MergeRecipe) -> float:
+def share_at(grid: TokenGrid, capacity: float | None) -> float:
+    """Share of the tokens that a capacity merges away, if it is used up.
+
+    Examples:
+        >>> share_at(TokenGrid((4, 4)), 0.25), share_at(TokenGrid((4, 4)), None)
+        (0.5, 0.0)
+    """
+    return (grid.sources - grid.kept(capacity)) / grid.tokens
+
+
+def typical_checkpoints(recipe: MergeRecipe) -> float:
+    """Share of the steps of a run of usual length that recompute the pairs."""
     return len(recipe.schedule.rescaled(TYPICAL_STEPS).steps) / TYPICAL_STEPS
 
 
-def _reuse_seconds(weights: SiteWeights, grid: TokenGrid, batch: int, recipe: MergeRecipe, rates: DeviceRates) -> float:
+def _seconds(flops: Flops, batch: int, rates: DeviceRates) -> float:
+    return batch * (flops.linear / rates.flops + flops.attention / rates.attention_flops)
+
+
+def _reuse_seconds(
+    weights: SiteWeights, grid: TokenGrid, batch: int, recipe: MergeRecipe, rates: DeviceRates, removed: float
+) -> float:
     """Reading and writing tokens and slots; the sizes cost attention no more than another pass over both."""
-    kept = 1 - _removed(grid, recipe)
+    kept = 1 - removed
     passes = SCOPES[recipe.scope].passes(kept) + (4 * kept if recipe.proportional else 0)
     traffic = passes * batch * grid.tokens * weights.channels * weights.itemsize
     return traffic / rates.bandwidth + REUSE_LAUNCHES * rates.launch

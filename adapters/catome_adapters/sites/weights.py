@@ -34,6 +34,7 @@ class SiteWeights(NamedTuple):
         text_width: Channels inside cross-attention, all heads together; 0 without one.
         itemsize: Bytes of a number.
         takes_keys: Whether keys that are merged before their projections spare these projections.
+        kernels: Number of operations of the block, roughly: it has this many modules without parts.
     """
 
     channels: int
@@ -43,6 +44,7 @@ class SiteWeights(NamedTuple):
     text_width: int
     itemsize: int
     takes_keys: bool = True
+    kernels: int = 0
 
     def attention_flops(self, tokens: int) -> float:
         """FLOPs between this many tokens inside self-attention."""
@@ -82,7 +84,18 @@ def count_weights(site: MergeSite) -> SiteWeights:
     rest = _count(_linear_layers(site.block)) - projections - _count(text)
     text_width = queries[0].out_features if queries else 0
     itemsize = linear[0].weight.element_size() if linear else 4
-    return SiteWeights(channels, width, projections, rest, text_width, itemsize, site.layout.takes_keys)
+    takes_keys, kernels = site.layout.takes_keys, count_parts(site.block)
+    return SiteWeights(channels, width, projections, rest, text_width, itemsize, takes_keys, kernels)
+
+
+def count_parts(module: nn.Module) -> int:
+    """Modules that have no parts of their own.
+
+    Examples:
+        >>> count_parts(nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.ReLU(), nn.ReLU())))
+        3
+    """
+    return sum(next(part.children(), None) is None for part in module.modules())
 
 
 def _widths(linear: list[nn.Linear]) -> tuple[int, int]:

@@ -7,9 +7,10 @@ import torch
 from torch import nn
 
 from catome_adapters import MergeRecipe, attach, find_sites
-from catome_adapters.prediction import seconds
+from catome_adapters.prediction import rates
 from catome_adapters.prediction.levels import predict_levels, winning_levels
-from catome_adapters.prediction.seconds import DeviceRates, predict
+from catome_adapters.prediction.rates import DeviceRates
+from catome_adapters.prediction.seconds import predict
 from catome_adapters.sites.weights import count_weights
 from catome_core import AdaptiveMerge, CheckpointSchedule, TokenGrid
 from probes import anatomy
@@ -28,7 +29,7 @@ def merging_is_free() -> None:
 
 
 def on(monkeypatch, machine: DeviceRates) -> None:
-    monkeypatch.setitem(seconds.DEVICE_RATES, "cpu", machine)
+    monkeypatch.setitem(rates.DEVICE_RATES, "cpu", machine)
 
 
 def test_auto_takes_the_winning_levels_and_says_what_the_others_would_do(monkeypatch):
@@ -53,7 +54,7 @@ def test_named_levels_are_taken_without_a_word(levels):
 def test_attach_that_cannot_win_warns_with_the_numbers_and_the_remedy():
     network = sd_unet()
     before, gains = anatomy(network), predict_levels(find_sites(network), HALF)
-    pattern = r"level 1, 3 sites of 16 x 16 tokens, saves .* ms, costs .* ms.*levels=\"top\""
+    pattern = r"lose time.*level 1, 3 sites of 16 x 16 tokens, saves .* ms, costs .* ms.*levels=\"all\""
     with pytest.warns(UserWarning, match=pattern) as caught:
         session = attach(network, HALF)
     assert str(gains[1]) in str(caught[0].message) and caught[0].filename == __file__
@@ -97,13 +98,14 @@ def test_call_too_small_to_gain_is_the_unpatched_one_and_a_larger_one_merges(mon
 
 
 @torch.no_grad()
-def test_named_levels_merge_at_any_size(monkeypatch):
+@pytest.mark.parametrize(("levels", "merged"), [((1,), 0.5), ("all", 0.5), ("top", 0.0)])
+def test_levels_by_number_merge_at_any_size_and_the_top_where_it_gains(monkeypatch, levels, merged):
     network = sd_unet()
     on(monkeypatch, between(TokenGrid((8, 8)), TokenGrid((16, 16)), network))
-    with attach(network, replace(HALF, levels="top")) as session:
+    with attach(network, replace(HALF, levels=levels)) as session:
         session.begin_step(0, 2)
         run(network, noise(2, 4, 8, 8))
-        assert session.summary().merged_fraction == 0.5
+        assert session.summary().merged_fraction == merged
 
 
 @torch.no_grad()

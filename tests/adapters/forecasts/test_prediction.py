@@ -13,7 +13,8 @@ from catome_adapters import MergeRecipe, MergeSite, find_sites
 from catome_adapters.architectures.unet import LAYOUT, at_size
 from catome_adapters.hooks.scopes import SCOPES
 from catome_adapters.prediction.levels import LevelGain, winning_levels
-from catome_adapters.prediction.seconds import DeviceRates, Prediction, predict
+from catome_adapters.prediction.rates import DeviceRates
+from catome_adapters.prediction.seconds import Prediction, predict
 from catome_adapters.sites.weights import TEXT_TOKENS, count_weights
 from catome_core import AdaptiveMerge, CheckpointSchedule, TokenGrid
 from zoo.noise import noise

@@ -71,6 +71,6 @@ def test_next_run_begins_with_the_policys_capacity_again():
         draw(pipe)
         first = session.summary()
         draw(pipe)
-        assert session.summary() == first
+        assert session.summary().rows == first.rows
     assert {row.slots for row in first.rows if row.step == 0} == {64}
     assert max(row.slots for row in first.rows if row.step > 0) < 64

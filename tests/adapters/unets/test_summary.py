@@ -1,14 +1,16 @@
 """What a session reports of the steps it has run."""
 
+import json
+
 import pytest
 import torch
 
-from catome_adapters import MergeRecipe, attach
+from catome_adapters import MergeRecipe, SiteStep, attach
 from catome_core import count_overflow, match_tokens, summarize
 from running import ONCE, TWICE, run, square_grid, unet_recipe
 from zoo.noise import noise
 from zoo.unet_pipelines import class_pipeline, draw
-from zoo.unets import SD, predict, sd_unet
+from zoo.unets import SD, SDXL, predict, sd_unet, sdxl_unet
 
 
 @pytest.mark.parametrize("capacity", [None, 0, 0.125, 0.25])
@@ -61,11 +63,55 @@ def test_summary_before_any_run_is_empty():
     assert str(summary) == "no step has been run yet"
 
 
-def test_summary_is_a_line_a_site():
+def test_summary_is_a_line_a_transformer_and_one_sentence():
+    """Block 10 comes after block 2, as in the model, and all of one transformer are one line."""
+    network = sdxl_unet(transformer_layers_per_block=(1, 11, 1))
+    with attach(network, unet_recipe(capacity=None, schedule=TWICE, levels="all")) as session, torch.no_grad():
+        for step in range(3):
+            session.begin_step(step, 4)
+            SDXL.predict(network, seed=step)
+        summary = session.summary()
+        text = str(summary)
+    names = list(dict.fromkeys(row.site for row in summary.rows))
+    assert names == [site.name for site in session.sites]
+    first = next(line for line in text.splitlines() if line.startswith("down_blocks.1.attentions.0"))
+    assert first.split()[1:6] == ["x", "11", "3", "2", "64"]
+    assert sum(line.startswith("total") for line in text.splitlines()) == 1
+    assert max(map(len, text.splitlines())) <= 130
+    merged = (
+        f"{summary.merged_fraction:.1%} of the tokens merged in 3 steps, 2 checkpoints, overflow {summary.overflow}"
+    )
+    assert text.splitlines()[-1].startswith(merged)
+    assert f"predicted {summary.speedup:.2f}x as fast" in text
+
+
+def test_quartiles_of_the_similarity_are_those_of_the_scores():
+    unet, inputs = sd_unet(), {}
+    with attach(unet, unet_recipe(threshold=0.5, capacity=None, schedule=ONCE)) as session, torch.no_grad():
+        for site in session.sites:
+            site.block.register_forward_pre_hook(lambda _, args, name=site.name: inputs.update({name: args[0]}))
+        session.begin_step(0, 10)
+        predict(unet, noise(2, 4, 16, 16))
+        rows = session.summary().rows
+        for row in rows:
+            scores = match_tokens(inputs[row.site], square_grid(row.tokens)).score
+            expected = scores.quantile(torch.tensor([0, 0.25, 0.5, 0.75, 1]))
+            assert row.similarity == pytest.approx(expected.tolist(), abs=1e-6)
+        session.begin_step(1, 10)
+        predict(unet, noise(2, 4, 16, 16, seed=1))
+        assert [row.similarity for row in session.summary().rows[len(rows) :]] == [row.similarity for row in rows]
+
+
+def test_summary_as_json_has_every_figure():
     pipe = class_pipeline()
     with attach(pipe, MergeRecipe(schedule=TWICE)) as session:
         draw(pipe, steps=4)
-        lines = str(session.summary()).splitlines()
-        assert len(lines) == 1 + len(session.sites)
-        for site, line in zip(sorted(site.name for site in session.sites), lines[1:], strict=True):
-            assert line.split()[:4] == [site, "4", "2", "64"]
+        summary, values = session.summary(), json.loads(session.summary().to_json())
+        assert summary.memory == sum(
+            part.nbytes for pairs in session._run.attachment.pairs for part in pairs.cache.buffers()
+        )
+    assert [values[name] for name in ("steps", "checkpoints")] == [[0, 1, 2, 3], list(summary.checkpoints)]
+    for name in ("merged_fraction", "overflow", "speedup", "seconds", "memory"):
+        assert values[name] == getattr(summary, name)
+    assert [SiteStep(**row | {"similarity": tuple(row["similarity"])}) for row in values["rows"]] == list(summary.rows)
+    assert 0 < summary.seconds < 60

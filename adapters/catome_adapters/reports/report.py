@@ -1,17 +1,16 @@
-"""What a session did, as text."""
+"""What a session is attached to, as text."""
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from itertools import groupby
 from typing import NamedTuple
 
 from catome_adapters.hooks.scopes import SCOPES
 from catome_adapters.hooks.segment import Segment
 from catome_adapters.prediction.seconds import TYPICAL_BATCH, predict_site, typical_grid
 from catome_adapters.recipe import MergeRecipe
-from catome_adapters.records import SiteStep
+from catome_adapters.reports.names import group_name, name_groups
 from catome_adapters.sites.site import MergeSite, SkippedSite
 from catome_core import TokenGrid
 
@@ -51,35 +50,6 @@ def report_segment(segment: Segment) -> Iterator[SiteReport]:
         yield SiteReport(site) if key is None else SiteReport(site, key.grid, key.batch, not segment.pays_off(key))
 
 
-class SessionSummary(NamedTuple):
-    """Every site and step of a run, oldest first; printed as one line per site."""
-
-    rows: tuple[SiteStep, ...]
-
-    @property
-    def merged_fraction(self) -> float:
-        """Share of the tokens that was merged away, mean over sites and steps; 0 before the first step."""
-        return sum(row.merged_fraction for row in self.rows) / max(1, len(self.rows))
-
-    @property
-    def checkpoints(self) -> tuple[int, ...]:
-        """The steps that recomputed."""
-        return tuple(sorted({row.step for row in self.rows if row.checkpoint}))
-
-    @property
-    def overflow(self) -> int:
-        """Sources that merged below the threshold because kept slots were too few, over the whole run."""
-        return sum(row.overflow for row in self.rows)
-
-    def __str__(self) -> str:
-        if not self.rows:
-            return "no step has been run yet"
-        lines = [_line("site", "steps", "checkpoints", "tokens", "slots", "merged", "overflow")]
-        ordered = sorted(self.rows, key=lambda row: row.site)
-        lines += [_site_line(site, list(rows)) for site, rows in groupby(ordered, key=lambda row: row.site)]
-        return "\n".join(lines)
-
-
 def render_report(recipe: MergeRecipe, attached: Sequence[SiteReport], skipped: Sequence[SkippedSite]) -> str:
     """The text of `MergeSession.report`: headings, and under each the blocks of a transformer as one row."""
     parts = [SCOPES[recipe.scope].describe(recipe.scope, recipe.segment)]
@@ -99,12 +69,11 @@ def render_report(recipe: MergeRecipe, attached: Sequence[SiteReport], skipped: 
 def _report_cells(view: SiteReport, recipe: MergeRecipe) -> tuple[str, ...]:
     """The figures of a site; "?" where the model has no default size and was not called."""
     site, grid = view.site, view.grid or typical_grid(view.site, recipe)
-    name = site.name.rpartition(".")[0].removesuffix(".transformer_blocks") or site.name
     if grid is None:
-        return (name, str(site.level), "?")
+        return (site.name, str(site.level), "?")
     prediction = predict_site(site, recipe, grid, view.batch)
     return (
-        name,
+        site.name,
         str(site.level),
         f"{prediction.tokens:,}",
         " x ".join(map(str, grid.shape)),
@@ -117,28 +86,14 @@ def _report_cells(view: SiteReport, recipe: MergeRecipe) -> tuple[str, ...]:
 
 
 def _merge_rows(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    """Equal rows are blocks of one transformer: one line says how many."""
-    return [_row((f"  {row[0]}{f' x {count}' if count > 1 else ''}", *row[1:])) for row, count in Counter(rows).items()]
+    """Equal figures are those of one transformer's blocks: one line says how many."""
+    groups: dict[tuple[str, tuple[str, ...]], list[str]] = defaultdict(list)
+    for name, *figures in rows:
+        groups[group_name(name), tuple(figures)].append(name)
+    names = name_groups([(group, sites) for (group, _), sites in groups.items()])
+    return [_row((f"  {name}", *figures)) for name, (_, figures) in zip(names, groups, strict=True)]
 
 
 def _row(cells: Sequence[str]) -> str:
     widths = (6, 8, 11, 9, 8, 8, 10, 10)
     return f"{cells[0]:<32}" + "".join(f"{cell:>{width}}" for cell, width in zip(cells[1:], widths, strict=False))
-
-
-def _site_line(site: str, rows: list[SiteStep]) -> str:
-    slots = sorted({row.slots for row in rows})
-    merged = sum(row.merged_fraction for row in rows) / len(rows)
-    return _line(
-        site,
-        len(rows),
-        sum(row.checkpoint for row in rows),
-        rows[0].tokens,
-        f"{slots[0]}-{slots[-1]}" if len(slots) > 1 else slots[0],
-        f"{merged:.1%}",
-        sum(row.overflow for row in rows),
-    )
-
-
-def _line(site: object, *columns: object) -> str:
-    return f"{site!s:<55}" + "".join(f"{column!s:>12}" for column in columns)

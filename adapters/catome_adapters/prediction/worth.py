@@ -1,0 +1,104 @@
+"""Whether merging is worth its cost: when a size is new, and again when it is known how much merges."""
+
+from __future__ import annotations
+
+from catome_adapters.hooks.scopes import SCOPES
+from catome_adapters.prediction.rates import rates_for
+from catome_adapters.prediction.seconds import (
+    SiteSeconds,
+    assumed_share,
+    share_at,
+    site_seconds,
+    typical_checkpoints,
+)
+from catome_adapters.recipe import MergeRecipe
+from catome_adapters.records import SitePlan
+from catome_adapters.sites.weights import SiteWeights
+from catome_core import PlanKey
+
+MIN_GAIN = 0.03
+"""Merging costs fidelity: `levels="auto"` leaves alone what gains less than this share of the network's time."""
+TRIAL_SHARE = 0.01
+"""Share of the time of a run so far that may be spent on matching again what lost before."""
+
+
+class Worth:
+    """Whether merging is worth its cost at the sites of a session.
+
+    With levels by number, or "all", it is: merging was asked for at any size. "top" asks that no time is lost; "auto",
+    that every site gains at least 3 % of its part of the network's time.
+
+    Args:
+        recipe: The recipe.
+        blocks_share: Share of the network's time that the attached blocks take, without merging.
+        denoises: Whether the recipe's schedule says which calls match.
+    """
+
+    def __init__(self, recipe: MergeRecipe, blocks_share: float, denoises: bool) -> None:
+        self.recipe, self.blocks_share, self.denoises = recipe, blocks_share, denoises
+        self.is_asked = recipe.levels in ("auto", "top") and SCOPES[recipe.scope].predictable
+        self.min_gain = MIN_GAIN if recipe.levels == "auto" else 0.0
+
+    def at_size(self, weights: SiteWeights, key: PlanKey) -> bool:
+        """Before the first call with such tokens; only Python numbers, so a compiler sees a constant."""
+        if not self.is_asked:
+            return True
+        seconds = self.seconds(weights, key, assumed_share(key.grid, self.recipe))
+        return self._gains(seconds, typical_checkpoints(self.recipe) if self.denoises else 1.0)
+
+    def at_capacity(self, weights: SiteWeights, key: PlanKey, capacity: float | None, matches: float) -> bool:
+        """After a checkpoint, when the capacity is known, and the share of the steps left that recompute pairs."""
+        return not self.is_asked or self._gains(self.seconds(weights, key, share_at(key.grid, capacity)), matches)
+
+    def seconds(self, weights: SiteWeights, key: PlanKey, removed: float) -> SiteSeconds:
+        """Of one call in which this share of the tokens merges."""
+        return site_seconds(weights, key.grid, key.batch, self.recipe, rates_for(key.device.type), removed)
+
+    def outcome(self, weights: SiteWeights, plan: SitePlan, checkpoint: bool, blocks: int) -> tuple[float, float]:
+        """Seconds of the network that are the part of these blocks, without merging, and what this plan gains of them.
+
+        Both are 0 where the figures of a block do not say what merging gains.
+        """
+        if plan.key is None or not SCOPES[self.recipe.scope].predictable:
+            return 0.0, 0.0
+        seconds = self.seconds(weights, plan.key, share_at(plan.key.grid, plan.capacity))
+        gain = blocks * seconds.saved - seconds.reuse if plan.merges else 0.0
+        gain -= seconds.match if checkpoint and plan.merged else 0.0
+        return blocks * seconds.block / self.blocks_share, gain
+
+    def _gains(self, seconds: SiteSeconds, matches: float) -> bool:
+        gain = seconds.gain(matches)
+        return gain > 0 and gain * self.blocks_share >= self.min_gain * seconds.block
+
+
+class Trial:
+    """One segment's decisions in a run: whether it is left unmerged for now, since too few of its tokens merge.
+
+    How many merge is known after a checkpoint. They are few in the noise of the first steps and more later, so what
+    loses is matched again at later checkpoints, as long as all that is lost this way stays below a hundredth of the
+    time of the run so far.
+
+    Attributes:
+        loses: Whether the last checkpoint found too few tokens to gain.
+    """
+
+    def __init__(self, worth: Worth, weights: SiteWeights) -> None:
+        self.worth, self.weights = worth, weights
+        self.begin_run()
+
+    def begin_run(self) -> None:
+        """Nothing is known yet."""
+        self.loses, self._cost, self._spent, self._call = False, 0.0, 0.0, 0.0
+
+    def leaves_unmerged(self, step: int, checkpoint: bool) -> bool:
+        """Whether step `step`, from 0, does not merge."""
+        affordable = self._spent + self._cost <= TRIAL_SHARE * (step + 1) * self._call
+        return self.loses and not (checkpoint and affordable)
+
+    def decide(self, key: PlanKey, capacity: float | None, matches: float) -> None:
+        """After a checkpoint: the capacity that it led to, and the share of the steps left that recompute pairs."""
+        self.loses = not self.worth.at_capacity(self.weights, key, capacity, matches)
+        if self.loses:
+            seconds = self.worth.seconds(self.weights, key, 0.0)
+            self._cost, self._call = seconds.match + seconds.reuse, seconds.block / self.worth.blocks_share
+            self._spent += self._cost

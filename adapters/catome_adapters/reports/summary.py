@@ -1,0 +1,174 @@
+"""What a session did in a run, as data, text and JSON."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from itertools import chain
+from statistics import mean, quantiles
+from typing import NamedTuple
+
+from catome_adapters.recipe import MergeRecipe
+from catome_adapters.records import SiteStep, StepRecord
+from catome_adapters.reports.names import group_name, name_groups
+from catome_adapters.sites.grid import Shape
+
+COLUMNS = ("", "steps", "checkpoints", "tokens", "slots", "merged %", "similarity", "overflow")
+WIDTHS = (5, 12, 8, 12, 16, 25, 9)
+LEGEND = "merged %, similarity to the nearest destination at checkpoints: minimum, quartiles and maximum"
+
+
+class SessionSummary(NamedTuple):
+    """Every site and step of a run, oldest first; printed with one line for the blocks of a transformer.
+
+    Attributes:
+        rows: One for each site and step.
+        speedup: Predicted, of the networks, for the shares that merged; None where a block's figures do not say it.
+        seconds: Measured, of the steps that are over; on an asynchronous device, until the last one was submitted.
+            None for models without steps.
+        memory: Bytes that the plans hold between steps.
+    """
+
+    rows: tuple[SiteStep, ...]
+    speedup: float | None = None
+    seconds: float | None = None
+    memory: int = 0
+
+    @property
+    def merged_fraction(self) -> float:
+        """Share of the tokens that was merged away, mean over sites and steps; 0 before the first step."""
+        return mean(row.merged_fraction for row in self.rows) if self.rows else 0.0
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """The steps that were run."""
+        return tuple(sorted({row.step for row in self.rows}))
+
+    @property
+    def checkpoints(self) -> tuple[int, ...]:
+        """The steps that recomputed."""
+        return tuple(sorted({row.step for row in self.rows if row.checkpoint}))
+
+    @property
+    def overflow(self) -> int:
+        """Sources that merged below the threshold because kept slots were too few, over the whole run."""
+        return sum(row.overflow for row in self.rows)
+
+    def to_json(self) -> str:
+        """Everything as a JSON object."""
+        totals = {"merged_fraction": self.merged_fraction, "steps": self.steps, "checkpoints": self.checkpoints}
+        totals |= {"overflow": self.overflow, "speedup": self.speedup, "seconds": self.seconds, "memory": self.memory}
+        return json.dumps(totals | {"rows": [row._asdict() for row in self.rows]}, indent=2)
+
+    def __str__(self) -> str:
+        if not self.rows:
+            return "no step has been run yet"
+        groups: dict[tuple[str, int], list[SiteStep]] = defaultdict(list)
+        for row in self.rows:
+            groups[group_name(row.site), row.tokens].append(row)
+        names = name_groups([(name, [row.site for row in rows]) for (name, _), rows in groups.items()])
+        lines = [_line(*COLUMNS)]
+        lines += [_group_line(name, rows) for name, rows in zip(names, groups.values(), strict=True)]
+        lines += [_total_line(self.rows)] if len(groups) > 1 else []
+        return "\n".join([*lines, LEGEND, *_left_unmerged(self.rows), self._sentence()])
+
+    def _sentence(self) -> str:
+        parts = [f"{self.merged_fraction:.1%} of the tokens merged in {_count(len(self.steps), 'step')}"]
+        parts += [_count(len(self.checkpoints), "checkpoint"), f"overflow {self.overflow:,}"]
+        parts += [f"{self.memory / 2**20:.1f} MiB of extra memory held"]
+        parts += [f"the network predicted {self.speedup:.2f}x as fast"] if self.speedup else []
+        parts += [f"measured {self.seconds:.2f} s"] if self.seconds else []
+        return ", ".join(parts)
+
+
+def summarize_run(records: Sequence[StepRecord], seconds: float | None, memory: int) -> SessionSummary:
+    """The summary of these records; reads from the device."""
+    whole, gain = (sum(parts) for parts in ([one.seconds for one in records], [one.gain for one in records]))
+    speedup = whole / (whole - gain) if whole else None
+    return SessionSummary(tuple(chain.from_iterable(one.rows() for one in records)), speedup, seconds, memory)
+
+
+def explain_unmerged(records: Sequence[StepRecord], recipe: MergeRecipe, default: Shape | None) -> str | None:
+    """Why a run merged nothing at all; None if it did, if its recipe asks for nothing else, or if `attach` has said so.
+
+    Args:
+        records: Of the run.
+        recipe: Of the session.
+        default: The size of the first site's grid at the model's default size, about which `attach` warns.
+    """
+    plans = [plan for record in records if record.merging for plan in record.plans]
+    tried = [plan for plan in plans if plan.merged]
+    asked = recipe.policy.threshold < 1 and (recipe.policy.capacity is None or not tried)
+    if not plans or not asked or any(plan.merges for plan in plans):
+        return None
+    why = f"too few tokens are more similar than threshold={recipe.policy.threshold} to gain time"
+    if not tried and plans[0].key:
+        shape = plans[0].key.grid.shape
+        if shape == default and recipe.levels == "auto":
+            return None
+        why = f"{' x '.join(map(str, shape))} tokens are predicted to be too few to gain time"
+    return (
+        f"nothing merged in this run at {plans[0].name} and all other sites: {why}. Draw larger pictures, lower the "
+        'threshold, use scope="block", or merge anyway: levels="all"'
+    )
+
+
+def _group_line(name: str, rows: Sequence[SiteStep]) -> str:
+    slots = sorted({row.slots for row in rows})
+    ends = dict.fromkeys(f"{end:,}" for end in (slots[0], slots[-1]))
+    return _line(name, *_count_steps(rows), f"{rows[0].tokens:,}", "-".join(ends), *_figures(rows))
+
+
+def _total_line(rows: Sequence[SiteStep]) -> str:
+    tokens = {row.site: row.tokens for row in rows}
+    return _line("total", *_count_steps(rows), f"{sum(tokens.values()):,}", "", *_figures(rows))
+
+
+def _count_steps(rows: Sequence[SiteStep]) -> tuple[int, int]:
+    return len({row.step for row in rows}), len({row.step for row in rows if row.checkpoint})
+
+
+def _figures(rows: Sequence[SiteStep]) -> tuple[str, str, str]:
+    merged = [f"{share * 100:.0f}" for share in _quartiles([row.merged_fraction for row in rows])]
+    similarity = [f"{score:.2f}" for score in _pooled([row.similarity for row in rows if row.similarity])]
+    overflow = sum(row.overflow for row in rows)
+    return " ".join(merged if len(set(merged)) > 1 else merged[:1]), " ".join(similarity), f"{overflow:,}"
+
+
+def _left_unmerged(rows: Sequence[SiteStep]) -> list[str]:
+    left = [row for row in rows if row.left_unmerged]
+    if not left:
+        return []
+    (sites, steps), (all_sites, all_steps) = (
+        (len({row.site for row in some}), len({row.step for row in some})) for some in (left, rows)
+    )
+    where = f"{sites} of {_count(all_sites, 'site')}, {steps} of {_count(all_steps, 'step')}"
+    return [f"left unmerged where too little would merge to gain time: {where}"]
+
+
+def _quartiles(values: Sequence[float]) -> list[float]:
+    """Minimum, quartiles and maximum.
+
+    Examples:
+        >>> _quartiles([0.0, 1.0]), _quartiles([0.5])
+        ([0.0, 0.25, 0.5, 0.75, 1.0], [0.5, 0.5, 0.5, 0.5, 0.5])
+    """
+    inner = quantiles(values, n=4, method="inclusive") if len(values) > 1 else [values[0]] * 3
+    return [min(values), *inner, max(values)]
+
+
+def _pooled(quartiles: Sequence[tuple[float, ...]]) -> list[float]:
+    """Of several sites and steps: the least minimum, the means of the quartiles, the largest maximum."""
+    if not quartiles:
+        return []
+    low, *inner, high = zip(*quartiles, strict=True)
+    return [min(low), *map(mean, inner), max(high)]
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _line(name: object, *columns: object) -> str:
+    return f"{name!s:<36}" + "".join(f"{column!s:>{width}}" for column, width in zip(columns, WIDTHS, strict=True))

@@ -1,0 +1,77 @@
+"""Level "never-slower" of the benchmark: at no size and length of run does a named recipe lose time."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from statistics import median
+from typing import Any
+
+from catome_adapters import RECIPES, MergeWarning, SessionSummary, attach
+from catome_bench.models.artist import CLASSES, Artist
+from catome_bench.models.pipeline import Arch, ClassPipeline, load_shipped
+
+SIZES = {32: (6, 50), 64: (6, 50), 128: (6, 50), 256: (6,)}
+"""Pixels along each side, and the lengths of the runs, in steps; at 256 pixels 50 steps would take an hour."""
+UNMERGED = "unmerged"
+MIN_SECONDS = 4.0
+"""Short runs are repeated until all of one recipe take this long."""
+
+
+def run_never_slower(*, arch: Arch, size: int, repeats: int, device: str = "cpu") -> dict[str, Any]:
+    """Draw the same picture without merging and with every recipe, in turn, and compare the times.
+
+    Returns:
+        `{"size", "rows"}`, for JSON. A row has `steps`, `subject` (the recipe), `seconds` (median), `speedup` (median
+        over the rounds) and its `speedup_range`, `merged` (the share of the tokens) and `unmerged_steps` (the share of
+        sites and steps that were left unmerged since they would lose time). A recipe that is refused has a `note`.
+    """
+    pipeline = load_shipped(arch).to(device)
+    rows = [row for steps in SIZES[size] for row in _compare(Artist(pipeline, steps, size), repeats)]
+    return {"size": size, "rows": rows}
+
+
+def _compare(artist: Artist, repeats: int) -> Iterator[dict[str, Any]]:
+    notes = {name: _refusal(artist.pipeline, name) for name in RECIPES}
+    able = [name for name, note in notes.items() if not note]
+    Artist(artist.pipeline, 2, artist.size).draw(CLASSES[0], 0, "warm up")
+    seconds: dict[str, list[float]] = {name: [] for name in (UNMERGED, *able)}
+    summaries: dict[str, SessionSummary] = {}
+    while len(seconds[UNMERGED]) < repeats or sum(seconds[UNMERGED]) < MIN_SECONDS:
+        seconds[UNMERGED].append(artist.draw(CLASSES[0], 0, UNMERGED).seconds)
+        for name in able:
+            taken, summaries[name] = _draw_merged(artist, name)
+            seconds[name].append(taken)
+    for name, note in notes.items():
+        row: dict[str, Any] = {"steps": artist.steps, "subject": name}
+        yield row | ({"note": note} if note else _figures(seconds[UNMERGED], seconds[name], summaries[name]))
+
+
+def _refusal(pipeline: ClassPipeline, name: str) -> str:
+    """Why a recipe cannot be attached; empty if it can."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", MergeWarning)
+            attach(pipeline, RECIPES[name]).detach()
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def _draw_merged(artist: Artist, name: str) -> tuple[float, SessionSummary]:
+    with warnings.catch_warnings():
+        # Leaving everything unmerged is what is measured here.
+        warnings.simplefilter("ignore", MergeWarning)
+        with attach(artist.pipeline, RECIPES[name]) as session:
+            return artist.draw(CLASSES[0], 0, name).seconds, session.summary()
+
+
+def _figures(base: Sequence[float], merged: Sequence[float], summary: SessionSummary) -> dict[str, Any]:
+    speedups = [one / other for one, other in zip(base, merged, strict=True)]
+    return {
+        "seconds": median(merged),
+        "speedup": median(speedups),
+        "speedup_range": [min(speedups), max(speedups)],
+        "merged": summary.merged_fraction,
+        "unmerged_steps": sum(row.left_unmerged for row in summary.rows) / len(summary.rows),
+    }

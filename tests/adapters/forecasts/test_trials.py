@@ -1,0 +1,143 @@
+"""What a run does about sites of whose tokens too few merge: known only after a checkpoint."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
+
+from catome_adapters import MergeRecipe, attach, find_sites
+from catome_adapters.prediction import rates
+from catome_adapters.prediction.network import network_seconds
+from catome_adapters.prediction.rates import DeviceRates
+from catome_adapters.prediction.seconds import SiteSeconds
+from catome_adapters.prediction.worth import MIN_GAIN, TRIAL_SHARE, Trial, Worth
+from catome_adapters.sites.weights import TEXT_TOKENS, count_weights
+from catome_core import AdaptiveMerge, CheckpointSchedule, PlanKey, TokenGrid
+from zoo.noise import noise
+from zoo.unets import TEXT_WIDTH, predict, sd_unet
+
+ALIKE, UNLIKE = -1.0, 0.999
+EVERY = CheckpointSchedule.every(1, 50)
+CHEAP = DeviceRates(flops=1e6, attention_flops=1e6, bandwidth=1e12, launch=1e-2)
+
+
+@pytest.fixture(autouse=True)
+def merging_is_free(monkeypatch) -> None:
+    """Overrides the fixture of conftest.py: here matching has a cost, which merging half of the tokens brings back."""
+    monkeypatch.setitem(rates.DEVICE_RATES, "cpu", CHEAP)
+
+
+def recipe(threshold: float, levels="top", schedule=EVERY, capacity=None) -> MergeRecipe:
+    return MergeRecipe(AdaptiveMerge(threshold, capacity, spare="fill", radius=0), schedule, levels=levels)
+
+
+def steps(network, session, count: int = 6) -> list[torch.Tensor]:
+    outputs = []
+    for step in range(count):
+        session.begin_step(step, count)
+        outputs.append(predict(network, noise(2, 4, 16, 16, seed=step)))
+    return outputs
+
+
+@torch.no_grad()
+def test_what_merges_too_little_is_left_whole_after_the_first_checkpoint():
+    network = sd_unet()
+    plain = [predict(network, noise(2, 4, 16, 16, seed=step)) for step in range(6)]
+    session = attach(network, recipe(UNLIKE))
+    for step, whole in enumerate(steps(network, session)):
+        assert torch.equal(whole, plain[step])
+    rows = session.summary().rows
+    assert session.summary().checkpoints == (0,)
+    assert {row.step for row in rows if row.left_unmerged} == {1, 2, 3, 4, 5}
+    assert "left unmerged" in str(session.summary()) and "3 of 3 sites, 5 of 6 steps" in str(session.summary())
+    with pytest.warns(UserWarning, match=r"nothing merged .* more similar than threshold=0.999"):
+        session.detach()
+
+
+@torch.no_grad()
+def test_what_merges_enough_goes_on():
+    network = sd_unet()
+    with attach(network, recipe(ALIKE)) as session:
+        steps(network, session)
+        summary = session.summary()
+    assert summary.checkpoints == tuple(range(6)) and not any(row.left_unmerged for row in summary.rows)
+    assert {row.slots for row in summary.rows if row.step} == {64}
+
+
+@torch.no_grad()
+def test_levels_by_number_are_matched_at_every_checkpoint_however_little_merges():
+    network = sd_unet()
+    with attach(network, recipe(UNLIKE, levels=(1,))) as session:
+        steps(network, session)
+        assert session.summary().checkpoints == tuple(range(6))
+        # Said once, at the end of the run.
+        with pytest.warns(UserWarning, match="nothing merged"):
+            session.begin_step(0, 6)
+
+
+@torch.no_grad()
+def test_next_run_is_tried_anew_and_equal_to_the_first():
+    network = sd_unet()
+    with attach(network, recipe(0.6, schedule=CheckpointSchedule((0, 3), of=6))) as session:
+        first, rows = steps(network, session), session.summary().rows
+        assert all(torch.equal(*pair) for pair in zip(first, steps(network, session), strict=True))
+        assert session.summary().rows == rows
+
+
+class GivenSeconds(Worth):
+    """Costs that a test chooses."""
+
+    def __init__(self, match: float, block: float) -> None:
+        self.blocks_share, self.given = 0.5, SiteSeconds(block, 0.0, 0.0, match)
+
+    def at_capacity(self, *given) -> bool:
+        return False
+
+    def seconds(self, *given) -> SiteSeconds:
+        return self.given
+
+
+@given(st.floats(1e-3, 1.0), st.floats(1e-3, 1.0), st.sets(st.integers(1, 49)))
+def test_trials_after_the_first_stay_below_their_share_of_the_time(match, block, checkpoints):
+    trial, trials = Trial(GivenSeconds(match, block), None), []
+    for step in range(50):
+        if not trial.leaves_unmerged(step, step == 0 or step in checkpoints):
+            trial.decide(None, None, 0.0)
+            trials.append(step)
+            assert len(trials) == 1 or len(trials) * match <= TRIAL_SHARE * (step + 1) * block / 0.5
+    cheap = match * 50 <= TRIAL_SHARE * block / 0.5
+    assert not cheap or trials == sorted({0, *checkpoints})
+
+
+def test_auto_asks_for_a_share_of_the_network_and_the_top_for_any_gain(monkeypatch):
+    """On a machine whose launches leave a gain between nothing and three percent."""
+    weights, grid = count_weights(find_sites(sd_unet())[0]), TokenGrid((16, 16))
+    key = PlanKey(2, grid, torch.device("cpu"), torch.float32)
+    half = MergeRecipe(AdaptiveMerge(-1, 0.25, spare="fill"), CheckpointSchedule((0,), of=50))
+
+    def gain(launch: float, levels) -> tuple[float, bool]:
+        monkeypatch.setitem(rates.DEVICE_RATES, "cpu", replace(CHEAP, bandwidth=1e15, launch=launch))
+        worth = Worth(replace(half, levels=levels), 0.5, True)
+        one = worth.seconds(weights, key, 0.5)
+        return one.gain(1 / 50) / one.block * 0.5, worth.at_size(weights, key)
+
+    free, dear = gain(0.0, "top")[0], gain(1.0, "top")[0]
+    assert dear < 0 < MIN_GAIN < free
+    for launch in (10.0**power for power in range(-6, 0)):
+        share, expected = gain(launch, "auto")
+        assert expected == (share >= MIN_GAIN)
+        assert gain(launch, "top")[1] == (share > 0)
+        assert gain(launch, "all")[1] and gain(launch, (1,))[1]
+
+
+def test_time_of_a_network_is_that_of_its_arithmetic(monkeypatch):
+    monkeypatch.setitem(rates.DEVICE_RATES, "cpu", DeviceRates(1.0, 1.0, float("inf"), 0.0))
+    network = sd_unet(block_out_channels=(32, 64, 64)).to("meta")
+    sample, text = torch.empty(2, 4, 16, 16, device="meta"), torch.empty(2, TEXT_TOKENS, TEXT_WIDTH, device="meta")
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(sample, torch.zeros(2, device="meta"), text)
+    predicted = network_seconds([network], find_sites(network), recipe(ALIKE), "cpu")
+    assert predicted == pytest.approx(counter.get_total_flops(), rel=0.1)
