@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -18,6 +17,7 @@ from catome_adapters.recipe import RECIPES, MergeRecipe
 from catome_adapters.session import MergeSession
 from catome_adapters.sites.ranks import for_ranks
 from catome_adapters.sites.site import MergeSite, SkippedSite
+from catome_core import MergeWarning
 
 
 def attach(
@@ -96,11 +96,10 @@ def _left_out(site: MergeSite, recipe: MergeRecipe, gains: Mapping[int, LevelGai
 def _warn_of_loss(sites: Sequence[MergeSite], gains: Mapping[int, LevelGain]) -> None:
     level = sites[0].level
     tokens = " x ".join(map(str, sites[0].shape or ()))
-    warnings.warn(
+    MergeWarning.warn(
         f"merging is predicted to lose time at the model's default size: level {level}, {len(sites)} sites of {tokens} "
         f"tokens, {gains[level]} per call of the network. It stays attached, and merges in calls whose size gains. "
-        'Draw larger pictures, merge more (scope="block"), recompute less often, or merge anyway: levels="top"',
-        stacklevel=3,
+        'Draw larger pictures, merge more (scope="block"), recompute less often, or merge anyway: levels="top"'
     )
 
 
