@@ -7,6 +7,7 @@ and torch as Python's own, so what has passed travels as JSON.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from numbers import Real
 from operator import index
 from typing import Any, TypeVar
@@ -64,10 +65,39 @@ def instance(name: str, value: object, kind: type[Kind], expected: str) -> Kind:
     return value
 
 
-def one_of(name: str, value: object, known: Sequence[str]) -> None:
-    """One of these names."""
+def one_of(name: str, value: object, known: Sequence[str], otherwise: str = "") -> None:
+    """One of these names; `otherwise` says in the error what else there is."""
     if value not in known:
-        raise ValueError(_message(name, value, f"one of {known}"))
+        raise ValueError(_message(name, value, f"one of {known}{otherwise}"))
+
+
+def make(kind: type[Kind], values: object, path: str, required: Sequence[str] = ()) -> Kind:
+    """The dataclass of a JSON object, whose errors begin with the path of the field that is wrong."""
+    of_kind = fields_of(kind, values, path, required)
+    try:
+        return kind(**of_kind)
+    except (TypeError, ValueError) as error:
+        raise located(f"{path}.", error) from error
+
+
+def fields_of(kind: type[Any], values: Any, path: str, required: Sequence[str]) -> dict[str, Any]:
+    """A JSON object that has the required fields, and no other than those of the dataclass."""
+    known = [field.name for field in fields(kind)]
+    if not isinstance(values, dict):
+        raise TypeError(_message(path or kind.__name__, values, f"a JSON object with the fields {known}"))
+    prefix = f"{path}." if path else ""
+    missing = [name for name in required if name not in values]
+    if missing:
+        raise ValueError(f"{prefix}{missing[0]} is missing; expected the object that to_json writes")
+    unknown = [name for name in values if name not in known]
+    if unknown:
+        raise TypeError(f"{prefix}{unknown[0]} is unknown; the fields are {known}")
+    return values
+
+
+def located(prefix: str, error: TypeError | ValueError) -> TypeError | ValueError:
+    """The same error, whose message begins with where it is."""
+    return (TypeError if isinstance(error, TypeError) else ValueError)(f"{prefix}{error}")
 
 
 def _convert(

@@ -1,12 +1,13 @@
 """Cached Adaptive Token Merging for other people's models: where they keep their tokens, and when to merge them."""
 
+from catome_adapters.architectures.compile import compile_blocks
 from catome_adapters.architectures.find import find_sites
 from catome_adapters.attach import attach
-from catome_adapters.compile import compile_blocks
 from catome_adapters.hooks.scope import Scope
 from catome_adapters.hooks.scopes import SCOPES
 from catome_adapters.prediction.seconds import Prediction, predict_site
-from catome_adapters.recipe import RECIPES, MergeRecipe
+from catome_adapters.recipe import MergeRecipe
+from catome_adapters.recipes import RECIPES
 from catome_adapters.records import SiteStep
 from catome_adapters.report import SessionSummary
 from catome_adapters.session import MergeSession

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from catome_adapters.compile import GraphsOfTheLadder
+from catome_adapters.hooks.graphs import GraphsOfTheLadder
 from catome_adapters.hooks.host import Host
 from catome_adapters.recipe import MergeRecipe
 from catome_adapters.report import SessionSummary, render_report, report_segment
