@@ -16,7 +16,7 @@ Kind = TypeVar("Kind")
 Number = TypeVar("Number", int, float)
 
 
-def integer(name: str, value: object, expected: str, *, least: int | None = None) -> int:
+def integer(name: str, value: object, expected: str, *, least: int | None = None, most: int | None = None) -> int:
     """A whole number; `expected` says in the error which ones are.
 
     Examples:
@@ -26,7 +26,7 @@ def integer(name: str, value: object, expected: str, *, least: int | None = None
         Traceback (most recent call last):
         TypeError: stride is 1.5; expected a positive number
     """
-    return _convert(name, value, (value,), expected, _to_int, least, None)[0]
+    return _convert(name, value, (value,), expected, _to_int, least, most)[0]
 
 
 def integers(

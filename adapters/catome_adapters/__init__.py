@@ -10,7 +10,7 @@ from catome_adapters.recipe import MergeRecipe
 from catome_adapters.recipes import RECIPES
 from catome_adapters.records import SiteStep
 from catome_adapters.report import SessionSummary
-from catome_adapters.session import MergeSession
+from catome_adapters.session import MergeSession, detach, sessions
 from catome_adapters.sites.grid import GridSize, Measure, PositionGrid, patches, shapes_from, sizes_from
 from catome_adapters.sites.layout import BlockLayout, PerToken
 from catome_adapters.sites.site import MergeSite, SkippedSite
@@ -33,9 +33,11 @@ __all__ = [
     "SkippedSite",
     "attach",
     "compile_blocks",
+    "detach",
     "find_sites",
     "patches",
     "predict_site",
+    "sessions",
     "shapes_from",
     "sizes_from",
 ]
