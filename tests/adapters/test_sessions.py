@@ -67,16 +67,14 @@ def test_a_session_on_several_networks_leaves_them_all():
     assert sessions(unet) == []
 
 
-def test_a_session_that_fails_to_end_keeps_no_other_from_it(monkeypatch):
+@pytest.mark.parametrize("failing", [0, 1])
+def test_a_session_that_fails_to_end_keeps_no_other_from_it(failing, monkeypatch):
     unet = sd_unet()
-    coarse, fine = attach(unet, MergeRecipe(levels=(2,))), attach(unet, MergeRecipe(levels=(1,)))
-    monkeypatch.setattr(fine, "detach", lambda: 1 / 0)
+    both = [attach(unet, MergeRecipe(levels=(level,))) for level in (1, 2)]
+    monkeypatch.setattr(both[failing], "detach", lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         detach(unet)
-    assert sessions(unet) == [fine]
-    monkeypatch.undo()
-    detach(unet)
-    assert sessions(unet) == [] and coarse is not fine
+    assert sessions(unet) == [both[failing]]
 
 
 def test_the_list_of_sessions_keeps_none_alive():
