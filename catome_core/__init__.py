@@ -15,6 +15,7 @@ from catome_core.policy import AdaptiveMerge
 from catome_core.schedule import PAPER_SCHEDULES, CheckpointSchedule
 from catome_core.storage import PlanKey
 from catome_core.summary import PlanSummary, jaccard_distance, summarize
+from catome_core.warning import MergeWarning
 
 __all__ = [
     "LADDER",
@@ -24,6 +25,7 @@ __all__ = [
     "InterceptAttention",
     "Match",
     "MergePlan",
+    "MergeWarning",
     "MergedBlock",
     "PairCache",
     "PlanIndex",

@@ -10,11 +10,16 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
+from catome_core import checks
+
 if TYPE_CHECKING:
     from jaxtyping import Int
 
 Coordinates = tuple[Tensor, ...]
 Destination = Literal["top-left", "random", "rotate"]
+
+SHAPE = "positive (height, width) or (frames, height, width)"
+STRIDE = "a positive number, or one for each dimension of the grid"
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,7 @@ class TokenGrid:
         tokens: Length of the whole sequence, prefix included.
 
     Raises:
+        TypeError: If a size is not a whole number.
         ValueError: If a number is not positive, `prefix` is negative, or the dimensions do not fit.
 
     Examples:
@@ -47,17 +53,16 @@ class TokenGrid:
     tokens: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        shape = tuple(self.shape)
-        stride = (self.stride,) * len(shape) if isinstance(self.stride, int) else tuple(self.stride)
-        if len(shape) not in (2, 3) or min(shape) < 1:
-            raise ValueError(f"shape is {self.shape}; expected positive (height, width) or (frames, height, width)")
-        if len(stride) != len(shape) or min(stride) < 1:
-            raise ValueError(f"stride is {self.stride}; expected a positive number, or one for each of shape {shape}")
-        if self.prefix < 0:
-            raise ValueError(f"prefix is {self.prefix}; expected 0 or the number of tokens in front of the grid")
+        shape = checks.integers("shape", self.shape, SHAPE, least=1, lengths=(2, 3))
+        if isinstance(self.stride, Sequence):
+            stride = checks.integers("stride", self.stride, STRIDE, least=1, lengths=(len(shape),))
+        else:
+            stride = (checks.integer("stride", self.stride, STRIDE, least=1),) * len(shape)
+        prefix = checks.integer("prefix", self.prefix, "0 or the number of tokens in front of the grid", least=0)
         object.__setattr__(self, "shape", shape)
         object.__setattr__(self, "stride", stride)
-        object.__setattr__(self, "tokens", self.prefix + prod(shape))
+        object.__setattr__(self, "prefix", prefix)
+        object.__setattr__(self, "tokens", prefix + prod(shape))
 
     @property
     def cells(self) -> tuple[int, ...]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from catome_core import checks
 from catome_core.grid import TokenGrid, choose_destinations, source_positions
 from catome_core.similarity import UnitRows, cosines
 from catome_core.windows import match_in_windows
@@ -54,6 +55,7 @@ def match_tokens(
         The `Match`, with batch 1 if `shared`. Among equal similarities the first destination wins.
 
     Raises:
+        TypeError: If the radius is not a whole number.
         ValueError: If `tokens` does not fit `grid`.
 
     Examples:
@@ -111,10 +113,10 @@ def _better(new: Match, old: Match) -> Match:
     return Match(new.score.where(wins, old.score), new.target.where(wins, old.target))
 
 
-def check_radius(radius: int | None) -> None:
-    """Raise ValueError unless the radius is a number of cells or None."""
-    if radius is not None and radius < 0:
-        raise ValueError(f"radius is {radius}; expected 0 (own cell), a number of cells, or None (everywhere)")
+def check_radius(radius: int | None) -> int | None:
+    """The radius as a number of cells or None; TypeError or ValueError if it is neither."""
+    expected = "0 (own cell), a number of cells, or None (everywhere)"
+    return None if radius is None else checks.integer("radius", radius, expected, least=0)
 
 
 def check_tokens(tokens: Tensor, grid: TokenGrid) -> None:

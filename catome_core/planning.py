@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from math import isnan
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from catome_core import checks
 from catome_core.grid import TokenGrid, choose_destinations, source_positions
 from catome_core.matching import Match
 
@@ -95,6 +95,7 @@ def plan_merge(
         A `MergePlan` with prefix + destinations + kept slots.
 
     Raises:
+        TypeError: If the threshold or the capacity is not a number.
         ValueError: If an argument is out of range or the match belongs to another grid.
 
     Examples:
@@ -188,13 +189,11 @@ def _check(match: Match, grid: TokenGrid, threshold: float, capacity: float | No
         )
 
 
-def check_policy(threshold: float, capacity: float | None, spare: str) -> None:
-    """Raise ValueError unless the three are in range."""
-    if isnan(threshold):
-        raise ValueError("threshold is NaN; expected a cosine similarity, such as 0.7")
-    if capacity is not None and not 0 <= capacity <= 1:
-        raise ValueError(
-            f"capacity is {capacity}; expected a fraction of the tokens from 0 to 1, or None: a slot for every source"
-        )
-    if spare not in ("pad", "fill"):
-        raise ValueError(f"spare is {spare!r}; expected 'pad' (empty slots, masked) or 'fill' (no padding)")
+def check_policy(threshold: float, capacity: float | None, spare: str) -> tuple[float, float | None]:
+    """Threshold and capacity as numbers; TypeError or ValueError unless all three are what they should be."""
+    threshold = checks.number("threshold", threshold, "a cosine similarity, such as 0.7, and not below -1", least=-1)
+    if capacity is not None:
+        expected = "a fraction of the tokens from 0 to 1, or None: a slot for every source"
+        capacity = checks.number("capacity", capacity, expected, least=0, most=1)
+    checks.one_of("spare", spare, ("pad", "fill"))
+    return threshold, capacity

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from torch import Tensor
 
+from catome_core import checks
 from catome_core.grid import Destination, TokenGrid
 from catome_core.matching import Match, check_radius, match_tokens
 from catome_core.planning import MergePlan, Spare, check_policy, plan_merge
@@ -20,7 +21,8 @@ class AdaptiveMerge:
     """Adaptive token merging (paper, III-A): a stateless function from tokens to a merge plan.
 
     Args:
-        threshold: Sources with a cosine similarity above it merge; the paper's choice is 0.7.
+        threshold: Sources with a cosine similarity above it merge; the paper's choice is 0.7. With -1 all may, so the
+            capacity alone decides (ToMe); with 1 or more none does.
         capacity: Kept slots as a fraction of the grid's tokens; None means one for every source.
         radius: Match only with cells at most `radius` cells away; None matches everywhere (paper).
         spare: "pad" leaves unneeded kept slots empty (the paper's threshold exactly), "fill" uses them.
@@ -29,6 +31,7 @@ class AdaptiveMerge:
             on at every checkpoint. `PairCache` chooses the last two; a bare call takes them as an argument.
 
     Raises:
+        TypeError: If a value has another type; True and "0.7" are not numbers.
         ValueError: If a value is out of range.
 
     Examples:
@@ -47,10 +50,11 @@ class AdaptiveMerge:
     destination: Destination = "top-left"
 
     def __post_init__(self) -> None:
-        check_policy(self.threshold, self.capacity, self.spare)
-        check_radius(self.radius)
-        if self.destination not in ("top-left", "random", "rotate"):
-            raise ValueError(f"destination is {self.destination!r}; expected 'top-left', 'random' or 'rotate'")
+        threshold, capacity = check_policy(self.threshold, self.capacity, self.spare)
+        for name, value in {"threshold": threshold, "capacity": capacity, "radius": check_radius(self.radius)}.items():
+            object.__setattr__(self, name, value)
+        checks.flag("shared", self.shared)
+        checks.one_of("destination", self.destination, get_args(Destination))
 
     def __call__(
         self,

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, nextafter
 from types import MappingProxyType
+
+from catome_core import checks
+
+TOTAL = "the number of steps of the run, at least 1"
 
 
 @dataclass(frozen=True)
@@ -20,6 +24,7 @@ class CheckpointSchedule:
         of: The number of denoising steps that the list was made for.
 
     Raises:
+        TypeError: If a step or the number of steps is not a whole number.
         ValueError: If a step lies outside the run.
 
     Examples:
@@ -32,12 +37,13 @@ class CheckpointSchedule:
     of: int
 
     def __post_init__(self) -> None:
-        outside = [step for step in self.steps if not 0 <= step < self.of]
-        if self.of < 1 or outside:
-            raise ValueError(
-                f"steps {outside} lie outside a run of {self.of}; expected 0 to {self.of - 1}: steps count from 0"
-            )
-        object.__setattr__(self, "steps", tuple(sorted({0, *self.steps})))
+        of = checks.integer("of", self.of, "the number of denoising steps that the list was made for", least=1)
+        steps = checks.integers("steps", self.steps, "the steps that recompute, such as (0, 10, 40)")
+        outside = [step for step in steps if not 0 <= step < of]
+        if outside:
+            raise ValueError(f"steps {outside} lie outside a run of {of}; expected 0 to {of - 1}: steps count from 0")
+        object.__setattr__(self, "of", of)
+        object.__setattr__(self, "steps", tuple(sorted({0, *steps})))
 
     def is_checkpoint(self, step: int, total: int | None = None) -> bool:
         """Whether this step (from 0) of a run of `total` steps recomputes; None means a run of `of` steps."""
@@ -50,8 +56,7 @@ class CheckpointSchedule:
             >>> CheckpointSchedule((0, 10, 40), of=50).rescaled(10)
             CheckpointSchedule(steps=(0, 2, 8), of=10)
         """
-        if total < 1:
-            raise ValueError(f"total is {total}; expected the number of steps of the run, at least 1")
+        total = checks.integer("total", total, TOTAL, least=1)
         return CheckpointSchedule(tuple(step * total // self.of for step in self.steps), total)
 
     @classmethod
@@ -62,8 +67,8 @@ class CheckpointSchedule:
             >>> CheckpointSchedule.every(3, 10).steps
             (0, 3, 6, 9)
         """
-        if interval < 1:
-            raise ValueError(f"interval is {interval}; expected at least 1, which recomputes at every step")
+        total = checks.integer("total", total, TOTAL, least=1)
+        interval = checks.integer("interval", interval, "at least 1, which recomputes at every step", least=1)
         return cls(tuple(range(0, total, interval)), total)
 
     @classmethod
@@ -74,11 +79,11 @@ class CheckpointSchedule:
             >>> CheckpointSchedule.fractions(0.0, 0.25, 0.9).rescaled(20).steps
             (0, 5, 18)
         """
-        outside = [fraction for fraction in fractions if not 0 <= fraction < 1]
-        if outside:
-            raise ValueError(f"fractions {outside} lie outside the run; expected at least 0 and below 1")
+        below_one = nextafter(1, 0)
+        expected = "parts of the run, each at least 0 and below 1"
+        parts = checks.numbers("fractions", fractions, expected, least=0, most=below_one)
         # Rounded up, since rescaling rounds down: a third of three steps is step 1.
-        return cls(tuple(min(ceil(fraction * 10**6), 10**6 - 1) for fraction in fractions), 10**6)
+        return cls(tuple(min(ceil(fraction * 10**6), 10**6 - 1) for fraction in parts), 10**6)
 
 
 def _paper(*steps: int) -> CheckpointSchedule:

@@ -1,15 +1,16 @@
 """Cached Adaptive Token Merging for other people's models: where they keep their tokens, and when to merge them."""
 
+from catome_adapters.architectures.compile import compile_blocks
 from catome_adapters.architectures.find import find_sites
 from catome_adapters.attach import attach
-from catome_adapters.compile import compile_blocks
 from catome_adapters.hooks.scope import Scope
 from catome_adapters.hooks.scopes import SCOPES
 from catome_adapters.prediction.seconds import Prediction, predict_site
-from catome_adapters.recipe import RECIPES, MergeRecipe
+from catome_adapters.recipe import MergeRecipe
+from catome_adapters.recipes import RECIPES
 from catome_adapters.records import SiteStep
 from catome_adapters.reports.summary import SessionSummary
-from catome_adapters.session import MergeSession
+from catome_adapters.session import MergeSession, detach, sessions
 from catome_adapters.sites.grid import GridSize, Measure, PositionGrid, patches, shapes_from, sizes_from
 from catome_adapters.sites.layout import BlockLayout, PerToken
 from catome_adapters.sites.site import MergeSite, SkippedSite
@@ -32,9 +33,11 @@ __all__ = [
     "SkippedSite",
     "attach",
     "compile_blocks",
+    "detach",
     "find_sites",
     "patches",
     "predict_site",
+    "sessions",
     "shapes_from",
     "sizes_from",
 ]

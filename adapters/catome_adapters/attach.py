@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -16,14 +15,16 @@ from catome_adapters.hooks.scopes import SCOPES
 from catome_adapters.prediction.levels import LevelGain, attached_levels, predict_levels, winning_levels
 from catome_adapters.prediction.network import blocks_seconds, network_seconds
 from catome_adapters.prediction.worth import MIN_GAIN
-from catome_adapters.recipe import RECIPES, MergeRecipe
+from catome_adapters.recipe import MergeRecipe
+from catome_adapters.recipes import RECIPES
 from catome_adapters.session import MergeSession
 from catome_adapters.sites.ranks import for_ranks
 from catome_adapters.sites.site import MergeSite, SkippedSite
+from catome_core import MergeWarning, checks
 
 
 def attach(
-    model_or_pipeline: Any, recipe: MergeRecipe = RECIPES["default"], *, sites: Sequence[MergeSite] | None = None
+    model_or_pipeline: Any, recipe: MergeRecipe | str = "default", *, sites: Sequence[MergeSite] | None = None
 ) -> MergeSession:
     """Merge tokens in a diffusers pipeline or network from now on, until the session is detached.
 
@@ -38,7 +39,7 @@ def attach(
 
     Args:
         model_or_pipeline: A diffusers pipeline, or the network itself, compiled or not.
-        recipe: What to merge, where and when.
+        recipe: What to merge, where and when; or the name of one of `RECIPES`.
         sites: Exactly these sites instead of those that `recipe.levels` chooses; with a ControlNet's encoder, say,
             `sites=find_sites(pipe.unet) + find_sites(pipe.controlnet)`.
 
@@ -46,7 +47,8 @@ def attach(
         The session.
 
     Raises:
-        TypeError: If there is no network, or the recipe is not a `MergeRecipe`.
+        TypeError: If there is no network, or the recipe is neither a `MergeRecipe` nor a name.
+        KeyError: If no recipe has this name.
         ValueError: If no site is found, or none at the chosen levels; or if the recipe waits for later steps, and the
             model, such as a timm ViT, is called once per input; or if something else at work on the model (a cache over
             steps, an attention backend, context parallelism) is incompatible with the recipe.
@@ -55,12 +57,14 @@ def attach(
     Examples:
         >>> from diffusers import DiTTransformer2DModel
         >>> network = DiTTransformer2DModel(num_attention_heads=2, attention_head_dim=8, num_layers=3, sample_size=16)
-        >>> with attach(network, RECIPES["paper"]) as session:
+        >>> with attach(network, "paper") as session:
         ...     print(len(session.sites))
         3
     """
-    if not isinstance(recipe, MergeRecipe):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise TypeError(f"recipe is {recipe!r}; expected a MergeRecipe, such as one of RECIPES: {sorted(RECIPES)}")
+    recipe = RECIPES[recipe] if isinstance(recipe, str) else recipe
+    checks.instance(
+        "recipe", recipe, MergeRecipe, f"a MergeRecipe or a name, such as one of RECIPES: {sorted(RECIPES)}"
+    )
     candidates = [_for_this_rank(one) for one in (find_candidates(model_or_pipeline) if sites is None else sites)]
     skipped = [one for one in candidates if isinstance(one, SkippedSite)]
     found = [one for one in candidates if isinstance(one, MergeSite)]
@@ -102,12 +106,11 @@ def _warn_of_loss(sites: Sequence[MergeSite], gains: Mapping[int, LevelGain], ne
     level = sites[0].level
     tokens = " x ".join(map(str, sites[0].shape or ()))
     verdict = f"gain less than {MIN_GAIN:.0%} of the {network * 1e3:.2f} ms that a call of the network takes"
-    warnings.warn(
+    MergeWarning.warn(
         f"merging is predicted to {verdict if gains[level].gain > 0 else 'lose time'} at the model's default size: "
         f"level {level}, {len(sites)} sites of {tokens} tokens, {gains[level]}. It stays attached, and merges in calls "
         'whose size gains. Draw larger pictures, merge more (scope="block"), recompute less often, or merge anyway: '
-        'levels="all"',
-        stacklevel=3,
+        'levels="all"'
     )
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from types import MappingProxyType
-from typing import Literal, get_args
+from os import getpid
+from pathlib import Path
+from typing import Any, Literal, get_args
 
 from catome_adapters.hooks.scopes import SCOPES
-from catome_core import PAPER_SCHEDULES, AdaptiveMerge, CheckpointSchedule, TokenGrid
+from catome_core import PAPER_SCHEDULES, AdaptiveMerge, CheckpointSchedule, checks
 
 Metric = Literal["input", "output"]
 METRICS: tuple[Metric, ...] = get_args(Metric)
@@ -47,6 +48,7 @@ class MergeRecipe:
             during[0] <= s / n < during[1]. Outside it the model runs as if nothing were attached.
 
     Raises:
+        TypeError: If a value has another type; "no" is not False, and True is not 1.
         ValueError: If a value is out of range.
 
     Examples:
@@ -55,7 +57,7 @@ class MergeRecipe:
         True
     """
 
-    policy: AdaptiveMerge = field(default_factory=AdaptiveMerge)
+    policy: AdaptiveMerge = field(default_factory=lambda: AdaptiveMerge(spare="fill"))
     schedule: CheckpointSchedule = PAPER_SCHEDULES["config_3"]
     scope: str = "attention"
     proportional: bool = True
@@ -67,43 +69,24 @@ class MergeRecipe:
     during: tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self) -> None:
-        _expect("policy", self.policy, AdaptiveMerge)
-        _expect("schedule", self.schedule, CheckpointSchedule)
-        _expect_one_of("scope", self.scope, tuple(SCOPES))
-        _expect_one_of("metric", self.metric, METRICS)
-        self._check_levels()
-        self._check_segment()
-        self._check_during()
-        self._freeze_lists()
-        TokenGrid((1,) * (len(self.stride) if isinstance(self.stride, tuple) else 2), self.stride)
-
-    def _freeze_lists(self) -> None:
-        """JSON has lists, which have no hash."""
-        for name in ("levels", "stride", "during"):
-            value = getattr(self, name)
-            if not isinstance(value, str | int):
-                object.__setattr__(self, name, tuple(value))
-
-    def _check_levels(self) -> None:
-        if isinstance(self.levels, str) and self.levels not in LEVELS:
-            raise ValueError(f"levels is {self.levels!r}; expected one of {LEVELS} or factors such as (1, 2)")
-        if isinstance(self.levels, int):  # pyright: ignore[reportUnnecessaryIsInstance]: JSON may hold one
-            raise ValueError(f"levels is {self.levels!r}; expected one of {LEVELS} or a tuple such as (1, 2)")
-
-    def _check_segment(self) -> None:
-        if not isinstance(self.segment, int) or self.segment < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise ValueError(f"segment is {self.segment!r}; expected a number of blocks, 1 or more")
+        checks.instance("policy", self.policy, AdaptiveMerge, "an AdaptiveMerge, such as AdaptiveMerge(threshold=0.7)")
+        example = "a CheckpointSchedule, such as CheckpointSchedule((0, 10, 40), of=50)"
+        checks.instance("schedule", self.schedule, CheckpointSchedule, example)
+        checks.one_of("scope", self.scope, tuple(SCOPES))
+        checks.flag("proportional", self.proportional)
+        checks.one_of("metric", self.metric, METRICS)
+        checked = {
+            "levels": _check_levels(self.levels),
+            "stride": _check_stride(self.stride),
+            "seed": checks.integer("seed", self.seed, "a number that random destinations are drawn with"),
+            "segment": checks.integer("segment", self.segment, "a number of blocks, 1 or more", least=1),
+            "during": _check_during(self.during),
+        }
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
         error = SCOPES[self.scope].recipe_error(self.policy, self.segment)
         if error:
             raise ValueError(f"segment is {self.segment} with scope={self.scope!r}{error}")
-
-    def _check_during(self) -> None:
-        pair = isinstance(self.during, (tuple, list)) and len(self.during) == 2  # pyright: ignore[reportUnnecessaryIsInstance]
-        if not pair or not 0 <= self.during[0] < self.during[1] <= 1:
-            raise ValueError(
-                f"during is {self.during!r}; expected two rising fractions of the run, such as (0.2, 1.0) to leave "
-                "the first fifth of the steps unmerged"
-            )
 
     def merges_at(self, step: int, total: int) -> bool:
         """Whether tokens merge in step `step`, from 0, of a run of `total`.
@@ -137,51 +120,75 @@ class MergeRecipe:
 
     @classmethod
     def from_json(cls, text: str) -> MergeRecipe:
-        """The recipe that `to_json` wrote.
+        """The recipe that `to_json` wrote; errors name the path of the field, such as `policy.threshold`.
 
         Raises:
-            ValueError: If the text is not JSON, not a recipe, or a value is out of range.
-            TypeError: If a field is unknown.
+            ValueError: If the text is not JSON, a field is missing, or a value is out of range.
+            TypeError: If a field is unknown, or a value has another type.
         """
-        values = json.loads(text)
-        missing = [name for name in ("policy", "schedule") if not isinstance(values, dict) or name not in values]
-        if missing:
-            raise ValueError(f"not a recipe: {missing[0]} is missing; expected the object that to_json writes")
-        policy = AdaptiveMerge(**values.pop("policy"))
-        return cls(policy, CheckpointSchedule(**values.pop("schedule")), **values)
+        values = checks.fields_of(cls, json.loads(text), "", required=("policy", "schedule"))
+        values["policy"] = checks.make(AdaptiveMerge, values["policy"], "policy")
+        values["schedule"] = checks.make(CheckpointSchedule, values["schedule"], "schedule", required=("steps", "of"))
+        return cls(**values)
+
+    def save(self, path: str | Path) -> None:
+        """Write the recipe to a file as JSON; a file that is there is replaced, as a whole or not at all.
+
+        Raises:
+            OSError: If the file cannot be written.
+        """
+        path = Path(path)
+        unfinished = path.with_name(f".{path.name}.{getpid()}")
+        try:
+            unfinished.write_text(self.to_json() + "\n", encoding="utf-8")
+            unfinished.replace(path)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        finally:
+            unfinished.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | Path) -> MergeRecipe:
+        """The recipe in a file that `save` wrote.
+
+        Raises:
+            OSError: If the file cannot be read.
+            ValueError: As `from_json`, with the name of the file.
+            TypeError: As `from_json`, with the name of the file.
+
+        Examples:
+            >>> from tempfile import TemporaryDirectory
+            >>> with TemporaryDirectory() as folder:
+            ...     MergeRecipe(scope="block").save(f"{folder}/mine.json")
+            ...     print(MergeRecipe.load(f"{folder}/mine.json").scope)
+            block
+        """
+        try:
+            return cls.from_json(Path(path).read_text(encoding="utf-8"))
+        except (TypeError, ValueError) as error:
+            raise checks.located(f"{path}: ", error) from error
 
 
-def _expect(name: str, value: object, kind: type) -> None:
-    if not isinstance(value, kind):
-        raise TypeError(f"{name} is {value!r}; expected a {kind.__name__}, such as {kind.__name__}(...)")
+def _check_levels(levels: Any) -> str | tuple[int, ...]:
+    if isinstance(levels, str):
+        checks.one_of("levels", levels, LEVELS, " or factors such as (1, 2)")
+        return levels
+    factors = checks.integers("levels", levels, f"one of {LEVELS} or factors such as (1, 2)", least=1)
+    if not factors:
+        raise ValueError(f"levels is {levels!r}; expected at least one factor, such as (1,), or one of {LEVELS}")
+    return factors
 
 
-def _expect_one_of(name: str, value: object, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise ValueError(f"{name} is {value!r}; expected one of {known}")
+def _check_stride(stride: Any) -> int | tuple[int, ...]:
+    expected = "a positive number for height and width, or one for each dimension"
+    if isinstance(stride, Sequence):
+        return checks.integers("stride", stride, expected, least=1, lengths=(2, 3))
+    return checks.integer("stride", stride, expected, least=1)
 
 
-RECIPES: Mapping[str, MergeRecipe] = MappingProxyType(
-    {
-        "default": MergeRecipe(AdaptiveMerge(spare="fill")),
-        "paper": MergeRecipe(proportional=False, levels="top"),
-        "keys": MergeRecipe(AdaptiveMerge(spare="fill"), scope="keys"),
-        "tomesd": MergeRecipe(
-            AdaptiveMerge(threshold=-1, capacity=0.25, spare="fill", destination="random"),
-            CheckpointSchedule.every(1, 50),
-            proportional=False,
-            levels="top",
-        ),
-        "vit": MergeRecipe(
-            AdaptiveMerge(threshold=-1, capacity=0.25, spare="fill"), CheckpointSchedule.every(1, 50), scope="block"
-        ),
-        "tome": MergeRecipe(
-            AdaptiveMerge(threshold=-1, capacity=0.44, spare="fill"),
-            CheckpointSchedule.every(1, 50),
-            scope="progressive",
-        ),
-    }
-)
-"""Recipes by name: "default"; "paper", to the letter; "keys", the closest to the unmerged picture; "tomesd", half of
-the tokens, matched anew at every step; "vit", half of the tokens of every block, for models that are called once per
-input; "tome", for their classification: every block merges 6 % of the tokens that the blocks before it have left."""
+def _check_during(during: Any) -> tuple[float, ...]:
+    expected = "two rising fractions of the run, such as (0.2, 1.0) to leave the first fifth of the steps unmerged"
+    first, last = parts = checks.numbers("during", during, expected, least=0, most=1, lengths=(2,))
+    if first >= last:
+        raise ValueError(f"during is {during!r}; expected {expected}")
+    return parts

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 
 from torch import nn
@@ -19,7 +18,7 @@ from catome_adapters.recipe import MergeRecipe
 from catome_adapters.records import RunLog, SitePlan, StepRecord
 from catome_adapters.reports.summary import explain_unmerged
 from catome_adapters.sites.site import MergeSite
-from catome_core import fit_capacity
+from catome_core import MergeWarning, fit_capacity
 
 NO_STEPS = (
     "the denoising step is unknown, so pairs are recomputed at every call and nothing is "
@@ -152,13 +151,12 @@ class MergeRun:
     def _warn_once(self, message: str) -> None:
         if message not in self._warned:
             self._warned.add(message)
-            warnings.warn(message, stacklevel=3)
+            MergeWarning.warn(message)
 
     def _warn_of_idle(self) -> None:
         idle = self.attachment.idle
         if idle:
-            warnings.warn(
+            MergeWarning.warn(
                 f"{idle[0]} is attached and its host was called, but its block never was ({len(idle)} such sites): "
-                "nothing merges there; pass the block that the model calls",
-                stacklevel=4,
+                "nothing merges there; pass the block that the model calls"
             )

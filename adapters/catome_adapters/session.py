@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
+from torch import nn
 
-from catome_adapters.compile import GraphsOfTheLadder
+from catome_adapters.hooks.graphs import GraphsOfTheLadder
 from catome_adapters.hooks.host import Host
 from catome_adapters.recipe import MergeRecipe
 from catome_adapters.reports.report import render_report, report_segment
@@ -16,7 +19,10 @@ from catome_adapters.run import MergeRun
 from catome_adapters.sites.site import MergeSite, SkippedSite
 from catome_adapters.steps.sources import observe_steps
 from catome_adapters.steps.tracker import StepTracker
-from catome_core import MergePlan
+from catome_core import MergePlan, checks
+
+_ATTACHED: WeakValueDictionary[int, MergeSession] = WeakValueDictionary()
+"""By id, in the order of `attach`; hooks keep them alive, as long as there is the model."""
 
 
 class MergeSession:
@@ -25,6 +31,8 @@ class MergeSession:
     Use it as a context manager, or call `detach` at the end. The steps come from the pipeline's scheduler, or from
     diffusers' cache contexts and guiders. Where there is none of them, call `begin_step` before every call of the
     model: until then every call recomputes its pairs, which is right but saves nothing.
+
+    After `detach` the session is over. What its last run did can still be read.
 
     Attributes:
         recipe: The recipe.
@@ -48,8 +56,10 @@ class MergeSession:
         observe_steps(model_or_pipeline, networks, self._tracker)
         for host in self._run.attachment.hosts:
             host.components = self._tracker.components
+        _ATTACHED[id(self)] = self
 
     def __enter__(self) -> MergeSession:
+        self._expect_attached()
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -63,9 +73,15 @@ class MergeSession:
             for part in (self._run.attachment, *self._tracker.sources, *self._graphs):
                 part.remove()
             torch.compiler.reset()
+            _ATTACHED.pop(id(self), None)
 
     def reset(self) -> None:
-        """Forget every plan and the step: the next call begins a run of unknown length."""
+        """Forget every plan and the step: the next call begins a run of unknown length.
+
+        Raises:
+            RuntimeError: If the session is detached.
+        """
+        self._expect_attached()
         self._tracker.reset()
 
     def begin_step(self, step: int, total: int, *, context: str | None = None) -> None:
@@ -80,10 +96,13 @@ class MergeSession:
                 own. The same step again in another context goes on; in the same one, it begins a new run.
 
         Raises:
+            TypeError: If a number is not a whole one.
             ValueError: If the step lies outside the run.
+            RuntimeError: If the session is detached.
         """
-        if not 0 <= step < total:
-            raise ValueError(f"step is {step} of {total}; expected 0 to {total - 1}: steps count from 0")
+        self._expect_attached()
+        total = checks.integer("total", total, "the number of steps of the run, at least 1", least=1)
+        step = checks.integer("step", step, f"0 to {total - 1}: steps count from 0", least=0, most=total - 1)
         self._tracker.context = context
         self._tracker.on_step(step, total, (None, context))
 
@@ -105,9 +124,61 @@ class MergeSession:
 
     def __repr__(self) -> str:
         sites, scope = len(self.sites), self.recipe.scope
-        return f"MergeSession({sites} sites, scope={scope!r}, step={self._tracker.step} of {self._tracker.total})"
+        step = f"step={self._tracker.step} of {self._tracker.total}" if id(self) in _ATTACHED else "detached"
+        return f"MergeSession({sites} sites, scope={scope!r}, {step})"
+
+    def _expect_attached(self) -> None:
+        if id(self) not in _ATTACHED:
+            raise RuntimeError(
+                "this session is detached, so nothing merges: attach again, with attach(model, session.recipe)"
+            )
 
     def _before_call(self, host: Host) -> None:
         for source in self._tracker.sources:
             source.update()
         self._run.begin_call(host, self._tracker.step)
+
+
+def sessions(model_or_pipeline: Any) -> list[MergeSession]:
+    """The sessions at work on a model, on any part of it, or on any network of a pipeline, in the order of `attach`.
+
+    Args:
+        model_or_pipeline: A network, compiled or not, or an object that has networks as attributes.
+
+    Raises:
+        TypeError: If there is no network.
+
+    Examples:
+        >>> from catome_adapters import attach
+        >>> from diffusers import DiTTransformer2DModel
+        >>> network = DiTTransformer2DModel(num_attention_heads=2, attention_head_dim=8, num_layers=1, sample_size=16)
+        >>> session = attach(network, "paper")
+        >>> sessions(network) == [session]
+        True
+        >>> detach(network)
+        >>> sessions(network)
+        []
+    """
+    whole = isinstance(model_or_pipeline, nn.Module)
+    parts = [model_or_pipeline] if whole else getattr(model_or_pipeline, "__dict__", {}).values()
+    networks = [part for part in parts if isinstance(part, nn.Module)]
+    if not networks:
+        raise TypeError(f"{model_or_pipeline!r} has no network; pass what was passed to attach, or the network itself")
+    modules = {module for network in networks for module in network.modules()}
+    return [one for one in list(_ATTACHED.values()) if any(site.block in modules for site in one.sites)]
+
+
+def detach(model_or_pipeline: Any) -> None:
+    """End every session at work on a model or pipeline: for where the session itself is out of reach.
+
+    A session that is at work on other networks, too, leaves them all. Where there is none, nothing happens.
+
+    Args:
+        model_or_pipeline: As for `sessions`.
+
+    Raises:
+        TypeError: If there is no network.
+    """
+    with ExitStack() as stack:
+        for session in sessions(model_or_pipeline):
+            stack.callback(session.detach)

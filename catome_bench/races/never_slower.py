@@ -7,9 +7,10 @@ from collections.abc import Iterator, Sequence
 from statistics import median
 from typing import Any
 
-from catome_adapters import RECIPES, MergeWarning, SessionSummary, attach
+from catome_adapters import RECIPES, SessionSummary, attach
 from catome_bench.models.artist import CLASSES, Artist
 from catome_bench.models.pipeline import Arch, ClassPipeline, load_shipped
+from catome_core import MergeWarning
 
 SIZES = {32: (6, 50), 64: (6, 50), 128: (6, 50), 256: (6,)}
 """Pixels along each side, and the lengths of the runs, in steps; at 256 pixels 50 steps would take an hour."""

@@ -1,8 +1,11 @@
 """Recipes: values that travel as JSON, refuse nonsense, and say what the paper says."""
 
+import errno
 import json
+import re
 from dataclasses import FrozenInstanceError, replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -23,6 +26,7 @@ schedules = st.integers(1, 60).flatmap(
 scopes = st.sampled_from(SCOPES).flatmap(
     lambda scope: st.tuples(st.just(scope), st.integers(1, 4 if scope == "block" else 1))
 )
+LEVELS = st.lists(st.sampled_from([1, 2, 4, 8]), min_size=1, unique=True)
 parts = st.lists(st.floats(0, 1), min_size=2, max_size=2, unique=True).map(lambda part: tuple(sorted(part)))
 recipes = st.builds(
     lambda scope, *values, **options: MergeRecipe(*values, scope=scope[0], segment=scope[1], **options),
@@ -30,7 +34,7 @@ recipes = st.builds(
     policies,
     schedules,
     proportional=st.booleans(),
-    levels=st.sampled_from(["auto", "top", "all"]) | st.lists(st.sampled_from([1, 2, 4, 8]), unique=True).map(tuple),
+    levels=st.sampled_from(["auto", "top", "all"]) | LEVELS.map(tuple),
     stride=st.integers(1, 4),
     seed=seeds,
     metric=st.sampled_from(METRICS),
@@ -69,7 +73,6 @@ def test_every_named_recipe_travels_as_json(recipe):
         ("stride", 0, "stride is 0; expected a positive number"),
         ("metric", "keys", r"metric is 'keys'; expected one of \('input', 'output'\)"),
         ("segment", 0, "segment is 0; expected a number of blocks"),
-        ("segment", 1.5, "segment is 1.5; expected a number of blocks"),
         ("segment", 2, "segment is 2 with scope='attention'.*use scope='block', or segment=1"),
         ("during", [0.5, 0.5], r"during is \[0.5, 0.5\]; expected two rising fractions"),
         ("during", [0.8, 0.2], "expected two rising fractions"),
@@ -77,14 +80,13 @@ def test_every_named_recipe_travels_as_json(recipe):
         ("during", [0, 1.1], "expected two rising fractions"),
         ("during", [float("nan"), 1], "expected two rising fractions"),
         ("during", [0.5], "expected two rising fractions"),
-        ("during", 0.5, "expected two rising fractions"),
-        ("policy", {"capacity": 1.5}, "capacity is 1.5; expected a fraction"),
-        ("policy", {"spare": "drop"}, "spare is 'drop'; expected 'pad'"),
-        ("policy", {"radius": -1}, "radius is -1"),
-        ("policy", {"destination": "centre"}, "destination is 'centre'; expected"),
-        ("policy", {"threshold": float("nan")}, "threshold is NaN"),
-        ("schedule", {"steps": [50], "of": 50}, "lie outside a run of 50"),
-        ("schedule", {"steps": [], "of": 0}, "run of 0"),
+        ("policy", {"capacity": 1.5}, r"policy\.capacity is 1.5; expected a fraction"),
+        ("policy", {"spare": "drop"}, r"policy\.spare is 'drop'; expected one of \('pad', 'fill'\)"),
+        ("policy", {"radius": -1}, r"policy\.radius is -1"),
+        ("policy", {"destination": "centre"}, r"policy\.destination is 'centre'; expected"),
+        ("policy", {"threshold": float("nan")}, r"policy\.threshold is nan"),
+        ("schedule", {"steps": [50], "of": 50}, r"schedule\.steps \[50\] lie outside a run of 50"),
+        ("schedule", {"steps": [], "of": 0}, r"schedule\.of is 0"),
     ],
 )
 def test_value_out_of_range_is_refused_in_json_too(field, value, expected):
@@ -94,18 +96,45 @@ def test_value_out_of_range_is_refused_in_json_too(field, value, expected):
         MergeRecipe.from_json(json.dumps(values))
 
 
+NO_NUMBERS, NO_INTEGERS = [True, "0.5", [0.5], {}], [True, 1.5, 2.0, "2", {}]
+WRONG_TYPES: dict[str, list[object]] = {
+    "policy": [None, 0.7, "default", []],
+    "policy.threshold": [*NO_NUMBERS, None],
+    "policy.capacity": NO_NUMBERS,
+    "policy.radius": NO_INTEGERS,
+    "policy.shared": ["no", 0, None],
+    "policy.spare": [None, 0],
+    "schedule": [None, [0, 5], "config_3"],
+    "schedule.steps": [None, 5, "05", [0.5, 7.9], [True], {"0": 1}],
+    "schedule.of": [*NO_INTEGERS, 10.5, None],
+    "scope": [None, 1, ["attention"]],
+    "proportional": ["no", 0, 1, None],
+    "levels": [None, 2, [], ["1"], [1.5], [True], {"a": 1}],
+    "stride": [*NO_INTEGERS, None, [1.5, 2], [2], ["2", "2"]],
+    "seed": ["x", None, 1.5, True],
+    "metric": [None, 0],
+    "segment": [*NO_INTEGERS, None],
+    "during": [None, 0.5, "01", ["0", "1"], [False, True], {"0": 1}],
+}
+CASES = [(path, value) for path, values in WRONG_TYPES.items() for value in values]
+
+
+@pytest.mark.parametrize(("path", "value"), CASES, ids=[f"{path}={value!r}" for path, value in CASES])
+def test_a_value_of_another_type_is_refused_by_its_path(path, value):
+    values = json.loads(MergeRecipe().to_json())
+    *of_part, name = path.split(".")
+    (values[of_part[0]] if of_part else values)[name] = value
+    with pytest.raises((TypeError, ValueError)) as error:
+        MergeRecipe.from_json(json.dumps(values))
+    assert str(error.value).startswith(f"{path} is {value!r}; expected ")
+
+
 @pytest.mark.parametrize(
-    ("values", "expected"),
-    [
-        ({"policy": 0.7}, "policy is 0.7.*AdaptiveMerge"),
-        ({"schedule": (0, 5)}, r"schedule is \(0, 5\).*CheckpointSchedule"),
-        ({"levels": 2}, r"levels is 2; expected .*\(1, 2\)"),
-    ],
-    ids=["policy", "schedule", "levels"],
+    ("path", "value"), [(path, value) for path, value in CASES if "." not in path], ids=lambda value: repr(value)
 )
-def test_value_of_another_type_is_refused_with_a_remedy(values, expected):
-    with pytest.raises((TypeError, ValueError), match=expected):
-        MergeRecipe(**values)
+def test_python_is_told_the_same_as_json(path, value):
+    with pytest.raises((TypeError, ValueError), match=rf"^{path} is .*; expected "):
+        MergeRecipe(**{path: value})
 
 
 @pytest.mark.parametrize("text", ["", "{", "recipe"])
@@ -120,14 +149,64 @@ def test_json_that_is_no_whole_recipe_is_refused_as_such(text):
         MergeRecipe.from_json(text)
 
 
-@pytest.mark.parametrize("place", [[], ["policy"], ["schedule"]], ids=["recipe", "policy", "schedule"])
-def test_unknown_field_is_refused(place):
-    values = inner = json.loads(MergeRecipe().to_json())
-    for key in place:
-        inner = inner[key]
-    inner["treshold"] = 0.7
-    with pytest.raises(TypeError, match="treshold"):
+@pytest.mark.parametrize(("part", "known"), [("", "proportional"), ("policy", "threshold"), ("schedule", "steps")])
+def test_an_unknown_field_is_refused_and_the_known_ones_are_named(part, known):
+    values = json.loads(MergeRecipe().to_json())
+    (values[part] if part else values)["treshold"] = 0.7
+    path = f"{part}.treshold".lstrip(".")
+    with pytest.raises(TypeError, match=rf"^{path} is unknown; the fields are \[.*'{known}'"):
         MergeRecipe.from_json(json.dumps(values))
+
+
+@pytest.mark.parametrize("name", ["steps", "of"])
+def test_a_schedule_lacks_nothing(name):
+    values = json.loads(MergeRecipe().to_json())
+    del values["schedule"][name]
+    with pytest.raises(ValueError, match=rf"^schedule\.{name} is missing"):
+        MergeRecipe.from_json(json.dumps(values))
+
+
+def test_numbers_of_other_libraries_travel_as_json():
+    recipe = MergeRecipe(AdaptiveMerge(np.float32(0.5)), stride=np.int64(2), seed=torch.tensor(3), levels=np.array([1]))
+    assert MergeRecipe.from_json(recipe.to_json()) == recipe
+    assert recipe == MergeRecipe(AdaptiveMerge(0.5), stride=2, seed=3, levels=(1,))
+
+
+def test_a_recipe_is_saved_and_loaded(tmp_path):
+    path, recipe = tmp_path / "mine.json", MergeRecipe(scope="block", segment=3)
+    MergeRecipe().save(path)
+    recipe.save(str(path))
+    assert MergeRecipe.load(path) == MergeRecipe.load(str(path)) == recipe
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_recipe_that_cannot_be_written_leaves_the_file_that_was_there(tmp_path, monkeypatch):
+    path = tmp_path / "mine.json"
+    MergeRecipe().save(path)
+    monkeypatch.setattr("pathlib.Path.replace", failing_replace)
+    with pytest.raises(OSError, match=r"No space left.*mine\.json'$"):
+        MergeRecipe(scope="block").save(path)
+    assert MergeRecipe.load(path) == MergeRecipe()
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def failing_replace(*paths: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_errors_of_a_file_name_the_file(tmp_path):
+    path = tmp_path / "mine.json"
+    for write in (MergeRecipe().save, lambda path: MergeRecipe.load(path)):
+        with pytest.raises(FileNotFoundError) as missing:
+            write(tmp_path / "nowhere" / "mine.json")
+        assert missing.value.filename == str(tmp_path / "nowhere" / "mine.json")
+    for text, message in {
+        "{": "line 1",
+        '{"policy": {"threshold": "0.7"}, "schedule": {}}': "policy.threshold",
+    }.items():
+        path.write_text(text)
+        with pytest.raises((TypeError, ValueError), match=rf"^{re.escape(str(path))}: .*{message}"):
+            MergeRecipe.load(path)
 
 
 def test_recipe_cannot_be_changed_only_replaced():
@@ -148,11 +227,27 @@ def test_paper_is_the_paper_to_the_letter():
     assert (paper.scope, paper.proportional, paper.levels, paper.stride) == ("attention", False, "top", 2)
 
 
-def test_default_is_what_attach_does():
+def test_there_is_one_default():
     default = RECIPES["default"]
+    assert MergeRecipe() == default
     assert (default.policy.threshold, default.policy.spare, default.proportional) == (0.7, "fill", True)
     with attach(class_pipeline()) as session:
         assert session.recipe is default
+
+
+@pytest.mark.parametrize("name", ["default", "paper"])
+def test_a_recipe_is_attached_by_its_name(name):
+    with attach(class_pipeline(), name) as session:
+        assert session.recipe is RECIPES[name]
+
+
+def test_a_name_that_no_recipe_has_names_the_nearest_and_all():
+    for look_up in (lambda: RECIPES["defualt"], lambda: attach(class_pipeline(), "defualt")):
+        with pytest.raises(KeyError, match=r"'defualt'; did you mean 'default'\? .*\['default', 'keys', 'paper'"):
+            look_up()
+    with pytest.raises(KeyError, match=r"named 3\. The names are \["):
+        RECIPES[3]
+    assert "defualt" not in RECIPES and RECIPES.get("defualt") is None
 
 
 def test_tomesd_merges_half_of_the_tokens_anew_at_every_step():

@@ -119,6 +119,9 @@ class Segment:
             part.remove()
         self.pairs.forget()
 
+    def __repr__(self) -> str:
+        return f"Segment({self.site.name!r}, {len(self.sites)} blocks, {type(self.scope).__name__})"
+
     def _grid(self, shape: tuple[int, ...]) -> TokenGrid:
         if torch.compiler.is_compiling():
             return TokenGrid(shape, self.rules.strides(shape), self.site.prefix)

@@ -123,6 +123,8 @@ class PositionGrid:
 
     def __init__(self, argument: str, row: int = 1) -> None:
         self.argument, self.row = argument, row
+        # Not where it is defined: this imports the compiler, which takes longer than all the rest of the library.
+        torch.compiler.assume_constant_result(_read)
         self.known: Tensor | None = None
         self.shape: Shape = ()
 
@@ -136,7 +138,7 @@ class PositionGrid:
 
     def _shape(self, positions: Tensor) -> Shape:
         if torch.compiler.is_compiling():
-            shape = _read_constant(positions, self.row)
+            shape = _read(positions, self.row)
             _expect_positions(positions, self.row, shape)
             return shape
         if positions is not self.known:
@@ -165,9 +167,6 @@ def _read(positions: Tensor, row: int) -> Shape:
             "columns; expected a full grid in raster order, in front of all other tokens"
         )
     return height, width
-
-
-_read_constant = torch.compiler.assume_constant_result(_read)
 
 
 def _expect_positions(positions: Tensor, row: int, shape: Shape) -> None:

@@ -63,6 +63,14 @@ class MergeSite:
         """All self-attention in the block."""
         return (self.attention, *self.other_attentions)
 
+    def __repr__(self) -> str:
+        """Short: modules print their whole contents."""
+        block, tokens = type(self.block).__name__, "tokens of no default size"
+        if self.shape is not None:
+            grid = " x ".join(map(str, self.shape))
+            tokens = f"{grid} tokens" if self.prefix == 0 else f"{self.prefix} + {grid} tokens"
+        return f"MergeSite({self.name!r}, {block}, {tokens}, level {self.level})"
+
 
 class Reason(str):
     """Why a block is skipped; where a function returns it instead of what it looked for."""
@@ -75,3 +83,6 @@ class SkippedSite:
     name: str
     reason: str
     site: MergeSite | None = None
+
+    def __repr__(self) -> str:
+        return f"SkippedSite({self.name!r}, {self.reason!r})"

@@ -10,10 +10,7 @@ Subscriber = TypeVar("Subscriber")
 
 
 class ObservedMethod:
-    """Replaces one method of one object, with the same signature.
-
-    A deep copy of the object, or one that is unpickled, has its own method again.
-    """
+    """Replaces one method of one object, with the same signature; copied by itself, it is the method of a copy."""
 
     def __init__(self, owner: Any, name: str, call: Callable[..., Any]) -> None:
         self.owner, self.name, self.call = owner, name, call
@@ -31,6 +28,8 @@ class ObservedMethod:
 class MethodObserver(Generic[Subscriber]):
     """Observed methods of one object, shared by all subscribers, until the last one unsubscribes.
 
+    A copy of the object, shallow, deep or unpickled, is not observed.
+
     Attributes:
         owner: The object.
         subscribers: The objects to notify.
@@ -45,13 +44,11 @@ class MethodObserver(Generic[Subscriber]):
         self.owner: Any = owner
         self.subscribers: list[Subscriber] = []
         calls = {name: call for name, call in self._calls().items() if hasattr(owner, name)}
-        replaced = {name: ObservedMethod(owner, name, call) for name, call in calls.items()} | {self.attribute: self}
+        methods = {name: ObservedMethod(owner, name, call) for name, call in calls.items()}
+        # Python looks this one up on the object itself, for copies of every kind.
+        replaced = methods | {self.attribute: self, "__getstate__": self._state_of_copy}
         self.before = {name: vars(owner).get(name) for name in replaced}
         vars(owner).update(replaced)
-
-    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        """A copy of the object is not observed."""
-        return type(None), ()
 
     @classmethod
     def subscribe(cls, owner: Any, subscriber: Subscriber) -> Self:
@@ -70,6 +67,13 @@ class MethodObserver(Generic[Subscriber]):
                 del vars(self.owner)[name]
             else:
                 vars(self.owner)[name] = value
+
+    def _state_of_copy(self) -> Any:
+        """The object's state as if nobody observed it, for a copy or a pickle."""
+        kind: Any = type(self.owner)
+        state = kind.__getstate__(self.owner)
+        before = {name: value for name, value in self.before.items() if value is not None}
+        return {name: value for name, value in state.items() if name not in self.before} | before
 
     def _calls(self) -> Mapping[str, Callable[..., Any]]:
         """By the name of a method: the function to run instead, with the method itself and its arguments."""

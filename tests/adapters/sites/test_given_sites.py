@@ -16,7 +16,7 @@ def test_sessions_may_share_a_network_but_no_site():
     """Settings for each module: every level by a recipe of its own."""
     unet = sd_unet()
     before = anatomy(unet)
-    finest = attach(unet, MergeRecipe(levels=(1,)))
+    finest = attach(unet, MergeRecipe(AdaptiveMerge(), levels=(1,)))
     middle = attach(unet, MergeRecipe(AdaptiveMerge(0.5), scope="block", levels=(2,)))
     with pytest.raises(RuntimeError, match=r"call its detach\(\) first"):
         attach(unet, MergeRecipe(levels="all"))

@@ -3,6 +3,7 @@
 import warnings
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 
@@ -10,7 +11,7 @@ from catome_adapters import attach
 from probes import CountingMerge
 from stepping import SCHEDULE, counting_recipe, expected_calls
 from zoo.noise import noise
-from zoo.unets import predict, sd_unet
+from zoo.unets import predict, sd_unet, small_unet
 
 
 @torch.no_grad()
@@ -72,10 +73,28 @@ def test_every_call_within_a_checkpoint_step_recomputes():
     assert recipe.policy.recomputed == [0, 1]
 
 
-@pytest.mark.parametrize(("step", "total"), [(-1, 10), (10, 10), (11, 10), (0, 0)])
-def test_begin_step_outside_the_run_is_refused(step, total):
-    with attach(sd_unet()) as session, pytest.raises(ValueError, match=rf"step is {step} of {total}.*count from 0"):
+@pytest.mark.parametrize(
+    ("step", "total", "message"),
+    [
+        (-1, 10, "step is -1; expected 0 to 9: steps count from 0"),
+        (10, 10, "step is 10; expected 0 to 9: steps count from 0"),
+        (1.5, 10, "step is 1.5; expected 0 to 9"),
+        (True, 10, "step is True; expected 0 to 9"),
+        ("0", 10, "step is '0'; expected 0 to 9"),
+        (0, 10.0, "total is 10.0; expected the number of steps of the run, at least 1"),
+        (0, 0, "total is 0; expected the number of steps of the run, at least 1"),
+        (0, None, "total is None; expected the number of steps of the run, at least 1"),
+    ],
+)
+def test_a_step_that_is_none_of_the_run_is_refused(step, total, message):
+    with attach(small_unet()) as session, pytest.raises((TypeError, ValueError), match=f"^{message}"):
         session.begin_step(step, total)
+
+
+def test_a_step_may_come_from_another_library():
+    with attach(small_unet()) as session:
+        session.begin_step(torch.tensor(2), np.int64(10))
+        assert repr(session).endswith("step=2 of 10)")
 
 
 @torch.no_grad()

@@ -1,6 +1,5 @@
 """Networks whose contexts a session observes are left as they were."""
 
-import copy
 from contextlib import nullcontext
 
 import pytest
@@ -45,14 +44,6 @@ def test_two_sessions_observe_one_networks_contexts(first, network, subject):
     assert {name.partition(" ")[2] for name in sessions[1 - first].plans()} == {"(cond)", "(uncond)"}
     sessions[1 - first].detach()
     assert set(vars(network)) - before <= {"_diffusers_hook"}  # diffusers' own
-
-
-def test_copy_of_an_attached_network_is_not_observed(network):
-    with attach(network, counting_recipe()) as session:
-        twin = copy.deepcopy(network)
-        with twin.cache_context("cond", step_index=0, num_inference_steps=TOTAL):
-            assert "step=None" in repr(session)
-    assert type(twin).cache_context.__get__(twin) == twin.cache_context
 
 
 def test_wrapper_around_cache_context_is_there_afterwards(network):

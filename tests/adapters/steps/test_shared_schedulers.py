@@ -1,6 +1,5 @@
-"""Schedulers that two pipelines share, that are replaced, copied or wrapped."""
+"""Schedulers that two pipelines share, that are replaced or wrapped."""
 
-import copy
 from functools import partial
 
 import pytest
@@ -75,16 +74,6 @@ def test_network_of_a_finished_pipeline_is_never_stale_under_another():
         with pytest.warns(UserWarning, match="begin_step"):
             draw(other)
     assert recipe.policy.recomputed == list(range(5))
-
-
-def test_copy_of_an_attached_scheduler_is_a_scheduler_of_its_own():
-    """Pipelines with two modalities step a copy of their scheduler."""
-    pipe = class_pipeline()
-    with attach(pipe):
-        pipe.scheduler.set_timesteps(5)
-        twin = copy.deepcopy(pipe.scheduler)
-        twin.set_timesteps(7)
-        assert (len(twin.timesteps), len(pipe.scheduler.timesteps)) == (7, 5)
 
 
 def test_wrapper_that_was_there_before_is_there_afterwards():

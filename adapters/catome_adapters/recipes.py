@@ -1,0 +1,45 @@
+"""Recipes that have names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from types import MappingProxyType
+
+from catome_adapters.recipe import MergeRecipe
+from catome_core import AdaptiveMerge, CheckpointSchedule
+
+
+class _Named(dict[str, MergeRecipe]):
+    def __missing__(self, name: object) -> MergeRecipe:
+        nearest = get_close_matches(str(name), self, 1)
+        meant = f"; did you mean {nearest[0]!r}?" if nearest else "."
+        raise KeyError(f"no recipe is named {name!r}{meant} The names are {sorted(self)}")
+
+
+RECIPES: Mapping[str, MergeRecipe] = MappingProxyType(
+    _Named(
+        {
+            "default": MergeRecipe(),
+            "paper": MergeRecipe(AdaptiveMerge(), proportional=False, levels="top"),
+            "keys": MergeRecipe(scope="keys"),
+            "tomesd": MergeRecipe(
+                AdaptiveMerge(threshold=-1, capacity=0.25, spare="fill", destination="random"),
+                CheckpointSchedule.every(1, 50),
+                proportional=False,
+                levels="top",
+            ),
+            "vit": MergeRecipe(
+                AdaptiveMerge(threshold=-1, capacity=0.25, spare="fill"), CheckpointSchedule.every(1, 50), scope="block"
+            ),
+            "tome": MergeRecipe(
+                AdaptiveMerge(threshold=-1, capacity=0.44, spare="fill"),
+                CheckpointSchedule.every(1, 50),
+                scope="progressive",
+            ),
+        }
+    )
+)
+"""Recipes by name: "default"; "paper", to the letter; "keys", the closest to the unmerged picture; "tomesd", half of
+the tokens, matched anew at every step; "vit", half of the tokens of every block, for models that are called once per
+input; "tome", for their classification: every block merges 6 % of the tokens that the blocks before it have left."""
