@@ -119,12 +119,15 @@ class RunLog:
 
     Attributes:
         records: One for each step.
-        seconds: From the run's beginning until its last step was done, or submitted to an asynchronous device.
+        seconds: From the run's beginning until the end of a step, or until it was submitted to an asynchronous device;
+            None if no end was observed.
+        timed_steps: Number of steps until then.
     """
 
     def __init__(self) -> None:
         self.records: list[StepRecord] = []
-        self.seconds = 0.0
+        self.seconds: float | None = None
+        self.timed_steps = 0
         self._is_over = False
         self._began = time.perf_counter()
 
@@ -133,11 +136,14 @@ class RunLog:
         self._is_over = True
         self._began = time.perf_counter()
 
-    def add(self, record: StepRecord) -> None:
-        """Append a record."""
+    def add(self, record: StepRecord, ends_now: bool) -> None:
+        """Append a record; `ends_now` if its step is over at this moment, and not some time ago."""
+        if self._is_over:
+            self.seconds, self.timed_steps = None, 0
         self.records = self.with_pending(record)
         self._is_over = False
-        self.seconds = time.perf_counter() - self._began
+        if ends_now:
+            self.seconds, self.timed_steps = time.perf_counter() - self._began, len(self.records)
 
     def with_pending(self, record: StepRecord | None) -> list[StepRecord]:
         """The records with one that is not in the log yet."""

@@ -99,7 +99,7 @@ class MergeRun:
             # A model without steps: every call is a run of its own.
             self.log.begin_run()
         fresh = self.attachment.finish_step()
-        self.log.add(self._record(step, bool(fresh), [(segment, pairs.plan) for segment, pairs in ran]))
+        self.log.add(self._record(step, bool(fresh), [(segment, pairs.plan) for segment, pairs in ran]), completed)
         self._decide(step, fresh)
         if step in (None, self._total - 1):
             unmerged = explain_unmerged(self.log.records, self.recipe, self.sites[0].shape)

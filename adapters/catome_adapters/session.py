@@ -119,8 +119,7 @@ class MergeSession:
     def summary(self) -> SessionSummary:
         """Merged fraction, rung, checkpoint and overflow of every site and step of the last run; changes nothing."""
         run = self._run
-        seconds = run.log.seconds if run.denoises and run.log.records else None
-        return summarize_run(run.records(self._tracker.step), seconds, run.attachment.memory)
+        return summarize_run(run.records(self._tracker.step), run.log, run.attachment.memory)
 
     def __repr__(self) -> str:
         sites, scope = len(self.sites), self.recipe.scope

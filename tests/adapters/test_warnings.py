@@ -7,7 +7,7 @@ import torch
 
 from catome_adapters import MergeSite, attach
 from catome_adapters.architectures.unet import LAYOUT
-from catome_adapters.prediction import seconds
+from catome_adapters.prediction import rates
 from catome_core import MergeWarning
 from running import ONCE, unet_recipe
 from zoo.noise import noise
@@ -15,7 +15,7 @@ from zoo.unets import conditions, sd_unet
 
 
 def attach_at_a_loss(unet, monkeypatch):
-    monkeypatch.setitem(seconds.DEVICE_RATES, "cpu", seconds.DeviceRates(1e12, 1e12, 1e15, 1.0))
+    monkeypatch.setitem(rates.DEVICE_RATES, "cpu", rates.DeviceRates(1e12, 1e12, 1e15, 1.0))
     attach(unet)
 
 

@@ -10,7 +10,7 @@ from statistics import mean, quantiles
 from typing import NamedTuple
 
 from catome_adapters.recipe import MergeRecipe
-from catome_adapters.records import SiteStep, StepRecord
+from catome_adapters.records import RunLog, SiteStep, StepRecord
 from catome_adapters.reports.names import group_name, name_groups
 from catome_adapters.sites.grid import Shape
 
@@ -25,14 +25,16 @@ class SessionSummary(NamedTuple):
     Attributes:
         rows: One for each site and step.
         speedup: Predicted, of the networks, for the shares that merged; None where a block's figures do not say it.
-        seconds: Measured, of the steps that are over; on an asynchronous device, until the last one was submitted.
-            None for models without steps.
+        seconds: Measured, of the run's steps that are over; on an asynchronous device, until the last one was
+            submitted. None for models without steps.
+        timed_steps: Number of these steps.
         memory: Bytes that the plans hold between steps.
     """
 
     rows: tuple[SiteStep, ...]
     speedup: float | None = None
     seconds: float | None = None
+    timed_steps: int = 0
     memory: int = 0
 
     @property
@@ -58,7 +60,7 @@ class SessionSummary(NamedTuple):
     def to_json(self) -> str:
         """Everything as a JSON object."""
         totals = {"merged_fraction": self.merged_fraction, "steps": self.steps, "checkpoints": self.checkpoints}
-        totals |= {"overflow": self.overflow, "speedup": self.speedup, "seconds": self.seconds, "memory": self.memory}
+        totals |= {name: getattr(self, name) for name in ("overflow", "speedup", "seconds", "timed_steps", "memory")}
         return json.dumps(totals | {"rows": [row._asdict() for row in self.rows]}, indent=2)
 
     def __str__(self) -> str:
@@ -77,16 +79,18 @@ class SessionSummary(NamedTuple):
         parts = [f"{self.merged_fraction:.1%} of the tokens merged in {_count(len(self.steps), 'step')}"]
         parts += [_count(len(self.checkpoints), "checkpoint"), f"overflow {self.overflow:,}"]
         parts += [f"{self.memory / 2**20:.1f} MiB of extra memory held"]
-        parts += [f"the network predicted {self.speedup:.2f}x as fast"] if self.speedup else []
-        parts += [f"measured {self.seconds:.2f} s"] if self.seconds else []
+        parts += [f"predicted {self.speedup:.2f}x for the network"] if self.speedup else []
+        only = f" for {_count(self.timed_steps, 'step')}" if self.timed_steps < len(self.steps) else ""
+        parts += [f"measured {self.seconds:.2f} s{only}"] if self.seconds else []
         return ", ".join(parts)
 
 
-def summarize_run(records: Sequence[StepRecord], seconds: float | None, memory: int) -> SessionSummary:
-    """The summary of these records; reads from the device."""
+def summarize_run(records: Sequence[StepRecord], log: RunLog, memory: int) -> SessionSummary:
+    """The summary of these records, with the times of the log; reads from the device."""
     whole, gain = (sum(parts) for parts in ([one.seconds for one in records], [one.gain for one in records]))
     speedup = whole / (whole - gain) if whole else None
-    return SessionSummary(tuple(chain.from_iterable(one.rows() for one in records)), speedup, seconds, memory)
+    rows = tuple(chain.from_iterable(one.rows() for one in records))
+    return SessionSummary(rows, speedup, log.seconds, log.timed_steps, memory)
 
 
 def explain_unmerged(records: Sequence[StepRecord], recipe: MergeRecipe, default: Shape | None) -> str | None:
