@@ -13,6 +13,8 @@ def main() -> None:
         from catome_bench.cli import app
     except ModuleNotFoundError as error:
         sys.exit(NEEDS_BENCH.format(error.name))
+    except KeyboardInterrupt:
+        sys.exit(130)
     app()
 
 
