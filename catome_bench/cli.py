@@ -1,16 +1,178 @@
-"""The `catome` command."""
+"""The `catome` command and its options.
+
+Each command imports what it runs when it runs: help, the version and most usage errors need no torch.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
 import typer
 
-from catome_bench.commands.bench import bench
-from catome_bench.commands.calibrate import calibrate
-from catome_bench.commands.demo import demo
-from catome_bench.commands.plan import plan
-from catome_bench.commands.train import train
-from catome_bench.commands.vits import vits
+from catome_bench.endings import CommandGroup
+from catome_bench.measure.versions import installed_version
+from catome_bench.names import CASE_NAMES, LEVELS, RECIPE_NAMES, SUITE_NAMES, Arch
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="Cached adaptive token merging, shown on a model.")
-for command in (train, bench, calibrate, plan, demo, vits):
-    app.command()(command)
+app = typer.Typer(cls=CommandGroup, add_completion=False, pretty_exceptions_enable=False)
+
+
+def _one_of(names: Sequence[str]) -> Callable[[str | list[str] | None], str | list[str] | None]:
+    """A check that an option has these values only."""
+
+    def check(given: str | list[str] | None) -> str | list[str] | None:
+        for value in [given] if isinstance(given, str) else given or ():
+            if value not in names:
+                raise typer.BadParameter(f"{value!r}; expected one of {', '.join(names)}")
+        return given
+
+    return check
+
+
+def _drawable(size: int) -> int:
+    if size % 8:
+        raise typer.BadParameter(f"{size}; expected a multiple of 8, such as {max(16, size // 8 * 8)}")
+    return size
+
+
+def _recipe(name: str | None) -> str | None:
+    if name and name not in RECIPE_NAMES and not Path(name).is_file():
+        raise typer.BadParameter(f"{name!r}; expected one of {', '.join(RECIPE_NAMES)}, or a JSON file")
+    return name
+
+
+Network = Annotated[Arch, typer.Option(help="Shipped network that draws.")]
+Images = Annotated[int, typer.Option(min=1, max=100, help="Pictures to draw in each way.")]
+Device = Annotated[str | None, typer.Option(help="Torch device; by default a GPU if there is one.")]
+RECIPE_HELP = f"One of {', '.join(RECIPE_NAMES)}, or a file that MergeRecipe.to_json wrote"
+Size = Annotated[
+    int,
+    typer.Option(
+        min=16,
+        max=1024,
+        callback=_drawable,
+        help="Pixels along each side, a multiple of 8; at 128 the UNet has 4,096 top-level tokens, the DiT 1,024.",
+    ),
+]
+Side = Annotated[int | None, typer.Option(min=1, max=16384, help="Pixels; by default the model's own size.")]
+
+
+@app.callback(invoke_without_command=True)
+def catome(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    """Cached adaptive token merging, shown on a model."""
+    if version:
+        typer.echo(installed_version("catome") or "unknown (running from a checkout)")
+        raise typer.Exit
+
+
+@app.command()
+def demo(
+    arch: Network = "unet",
+    steps: Annotated[int, typer.Option(min=2, max=1000, help="Denoising steps.")] = 50,
+    images: Images = 8,
+    size: Size = 128,
+    recipe: Annotated[str, typer.Option(callback=_recipe, help=f"{RECIPE_HELP}.")] = "default",
+    quick: Annotated[bool, typer.Option("--quick", help="2 pictures, 15 steps: under a minute.")] = False,
+    output: Annotated[Path, typer.Option(help="Folder for pictures, curves and results.json.")] = Path("catome-demo"),
+    device: Device = None,
+) -> None:
+    """Draw pictures with a shipped model, with and without merging, and show what changed."""
+    from catome_bench.commands.demo import run_demo
+
+    if quick:
+        steps, images = min(steps, 15), min(images, 2)
+    run_demo(arch, recipe, steps=steps, images=images, size=size, output=output, device=device)
+
+
+@app.command()
+def plan(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A folder of a pipeline or network in diffusers format, the name of a timm model, an id on the hub, "
+            "'shipped' or 'shipped/dit'."
+        ),
+    ],
+    height: Side = None,
+    width: Side = None,
+    frames: Annotated[int | None, typer.Option(min=1, max=10000, help="Frames of a video.")] = None,
+    recipe: Annotated[
+        str | None, typer.Option(callback=_recipe, help=f"{RECIPE_HELP}; by default 'default', for ViTs 'vit'.")
+    ] = None,
+    scale: Annotated[
+        int | None,
+        typer.Option(min=1, max=1024, help="Pixels to a pixel of the network's input; by default the VAE's, or 8."),
+    ] = None,
+    device: Annotated[
+        Literal["cpu", "cuda"] | None, typer.Option(help="Predict for it; by default a GPU if there is one.")
+    ] = None,
+) -> None:
+    """Show where merging would pay in a network, and what it could reach; no weights are loaded, nothing is run."""
+    from catome_bench.commands.plan import print_plan
+
+    print_plan(model, height=height, width=width, frames=frames, recipe=recipe, scale=scale, device=device)
+
+
+@app.command()
+def bench(
+    level: Annotated[
+        list[str] | None, typer.Option(callback=_one_of(LEVELS), help=f"Any of: {', '.join(LEVELS)}.")
+    ] = None,
+    case: Annotated[
+        list[str] | None, typer.Option(callback=_one_of(CASE_NAMES), help=f"Any of: {', '.join(CASE_NAMES)}.")
+    ] = None,
+    suite: Annotated[
+        str | None,
+        typer.Option(
+            callback=_one_of(SUITE_NAMES), help="cpu or gpu: what to measure, and how; by default the machine's."
+        ),
+    ] = None,
+    repeats: Annotated[int | None, typer.Option(min=1, help="Timed rounds; by default the suite's.")] = None,
+    output: Annotated[Path, typer.Option(help="JSON file, written anew after every table.")] = Path("benchmark.json"),
+    device: Device = None,
+) -> None:
+    """Time merging beside the unpatched network and the peers, eager and compiled."""
+    from catome_bench.commands.bench import run_bench
+
+    run_bench(level, case or (), suite, repeats=repeats, output=output, device=device)
+
+
+@app.command()
+def calibrate(
+    arch: Network = "unet",
+    steps: Annotated[int, typer.Option(min=3, max=1000, help="Denoising steps.")] = 20,
+    images: Images = 2,
+    size: Size = 128,
+    floor: Annotated[float, typer.Option(help="PSNR in dB that a scope has to keep.")] = 40.0,
+    output: Annotated[Path, typer.Option(help="JSON file to write.")] = Path("catome-calibration.json"),
+    device: Device = None,
+) -> None:
+    """Merge half of one block's tokens at a time, in one part of the run, and see what it costs in fidelity."""
+    from catome_bench.commands.calibrate import run_calibration
+
+    run_calibration(arch, steps=steps, images=images, size=size, floor=floor, output=output, device=device)
+
+
+@app.command()
+def vits() -> None:
+    """Merge progressively in a small trained ViT on digits and in ViT-S with random weights on photographs."""
+    from catome_bench.commands.vits import compare_vits
+
+    compare_vits()
+
+
+@app.command()
+def train(
+    arch: Annotated[Arch, typer.Option(help="Network to train.")] = "unet",
+    output: Annotated[
+        Path | None, typer.Option(help="Folder of the finished pipeline; by default the shipped.")
+    ] = None,
+    checkpoint: Annotated[Path, typer.Option(help="Resumable state; deleted by hand.")] = Path("training.pt"),
+    device: Device = None,
+    seed: Annotated[int, typer.Option(min=0, max=2**31, help="Seed of weights, crops and noise.")] = 0,
+) -> None:
+    """Train a class-conditional pixel network; one to two hours on 2 CPU cores, minutes on a GPU."""
+    from catome_bench.commands.train import run_training
+
+    run_training(arch, output=output, checkpoint=checkpoint, device=device, seed=seed)

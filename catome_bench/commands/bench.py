@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 import typer
@@ -18,40 +18,42 @@ from rich.table import Table
 from torch._logging._internal import set_logs
 
 from catome_bench.commands.jobs import Job, Setting, plan_jobs
-from catome_bench.commands.suites import LEVELS, SUITES
+from catome_bench.commands.options import choose_device, default_device
+from catome_bench.commands.suites import SUITES
+from catome_bench.files import check_file, whole_file
 from catome_bench.measure.environment import describe_environment
 from catome_bench.measure.rows import Row, describe
-from catome_bench.models.pipeline import PIPELINES
-from catome_bench.races.blocks import CASES
-from catome_bench.races.networks import NETWORKS
 from catome_bench.views.scatter import scatter
 from catome_bench.views.tables import render_checks, render_pictures, render_rows
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 MIN_COLUMNS = 120
 MEASURED_PACKAGES = ("tomesd", "ca-tome", "triton")
-NAMES = tuple(dict.fromkeys([*CASES, *NETWORKS, *PIPELINES]))
 
 
-def bench(
-    level: Annotated[list[str] | None, typer.Option(help=f"Any of: {', '.join(LEVELS)}.")] = None,
-    case: Annotated[list[str] | None, typer.Option(help=f"Any of: {', '.join(NAMES)}.")] = None,
-    suite: Annotated[str, typer.Option(help="cpu or gpu: what to measure, and how.")] = (
-        "gpu" if DEVICE == "cuda" else "cpu"
-    ),
-    repeats: Annotated[int | None, typer.Option(min=1, help="Timed rounds; by default the suite's.")] = None,
-    output: Annotated[Path, typer.Option(help="JSON file, written anew after every table.")] = Path("benchmark.json"),
-    device: Annotated[str, typer.Option(help="Torch device.")] = DEVICE,
+def run_bench(
+    levels: Sequence[str] | None,
+    cases: Sequence[str],
+    suite: str | None,
+    *,
+    repeats: int | None,
+    output: Path,
+    device: str | None,
 ) -> None:
-    """Time merging beside the unpatched network and the peers, eager and compiled."""
-    _expect("--suite", [suite], tuple(SUITES))
-    _expect("--level", level or [], LEVELS)
-    _expect("--case", case or [], NAMES)
+    """Measure levels and cases on a device; where they are not given, those of the suite, or of the device's suite.
+
+    Raises:
+        typer.BadParameter: If there is nothing to measure, or the report could not be written.
+    """
+    device = choose_device(device)
+    suite = suite or ("gpu" if default_device() == "cuda" else "cpu")
     chosen = SUITES[suite]
     setting = Setting(suite=chosen, device=device, repeats=repeats or chosen.repeats)
-    jobs = plan_jobs(setting, level or chosen.levels, case or [])
+    jobs = plan_jobs(setting, levels or chosen.levels, cases)
     if not jobs:
-        raise typer.BadParameter(f"no measurement of {case} at {level}; leave one of the two out", param_hint="--case")
+        raise typer.BadParameter(
+            f"no measurement of {cases} at {levels}; leave one of the two out", param_hint="--case"
+        )
+    check_file(output, "--output")
     report = {
         "machine": describe_environment(device, MEASURED_PACKAGES),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -61,12 +63,6 @@ def bench(
         "not_begun": [],
     }
     run_jobs(jobs, report, output, chosen.seconds)
-
-
-def _expect(option: str, values: Sequence[str], known: Sequence[str]) -> None:
-    unknown = [value for value in values if value not in known]
-    if unknown:
-        raise typer.BadParameter(f"{unknown[0]!r}; expected one of {', '.join(known)}", param_hint=option)
 
 
 def run_jobs(jobs: Sequence[Job], report: dict[str, Any], output: Path, seconds: float) -> None:
@@ -125,11 +121,11 @@ def render_table(table: dict[str, Any], title: str) -> Table | str:
 def draw_scatter(table: dict[str, Any], output: Path) -> None:
     """Draw speed-up against fidelity, where it was measured, to a picture for each case beside `output`."""
     if table["level"] == "pipeline" and not table["note"]:
-        scatter(table).savefig(output.with_name(f"{output.stem}-{table['case']}.png"), dpi=110)
+        with whole_file(output.with_name(f"{output.stem}-{table['case']}.png")) as part:
+            scatter(table).savefig(part, dpi=110)
 
 
 def write_report(report: dict[str, Any], output: Path) -> None:
     """Replace the file in one step, so that an interrupted command keeps what it has measured."""
-    part = output.with_name(output.name + ".part")
-    part.write_text(json.dumps(report, indent=1) + "\n")
-    part.replace(output)
+    with whole_file(output) as part:
+        part.write_text(json.dumps(report, indent=1) + "\n")

@@ -7,18 +7,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import cycle, islice, product
 from pathlib import Path
-from typing import Annotated
 
-import torch
-import typer
 from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
 from catome_adapters import MergeSite, attach, find_sites
+from catome_bench.commands.options import choose_device
+from catome_bench.files import check_file, whole_file
 from catome_bench.measure.fidelity import mean_psnr
 from catome_bench.models.artist import CLASSES, Artist, Drawing
-from catome_bench.models.pipeline import Arch, load_shipped
+from catome_bench.models.pipeline import load_shipped
+from catome_bench.names import Arch
 from catome_bench.races.variants import fixed_share
 
 PARTS = {"early": (0.0, 1 / 3), "middle": (1 / 3, 2 / 3), "late": (2 / 3, 1.0), "whole run": (0.0, 1.0)}
@@ -28,22 +28,19 @@ SCOPES: tuple[str, ...] = ("block", "attention", "keys")
 Fidelity = dict[str, dict[str, dict[str, float]]]
 
 
-def calibrate(
-    arch: Annotated[Arch, typer.Option(help="Shipped network that draws.")] = "unet",
-    steps: Annotated[int, typer.Option(min=3, help="Denoising steps.")] = 20,
-    images: Annotated[int, typer.Option(min=1, help="Pictures to draw with each setting.")] = 2,
-    size: Annotated[int, typer.Option(min=16, help="Pixels along each side; 128 gives 4,096 top-level tokens.")] = 128,
-    floor: Annotated[float, typer.Option(help="PSNR in dB that a scope has to keep.")] = 40.0,
-    output: Annotated[Path, typer.Option(help="JSON file to write.")] = Path("catome-calibration.json"),
-    device: Annotated[str, typer.Option(help="Torch device.")] = "cuda" if torch.cuda.is_available() else "cpu",
+def run_calibration(
+    arch: Arch, *, steps: int, images: int, size: int, floor: float, output: Path, device: str | None
 ) -> None:
-    """Merge half of one block's tokens at a time, in one part of the run, and see what it costs in fidelity."""
+    """Draw with every setting, print a table, and write its figures to `output`."""
+    device = choose_device(device)
+    check_file(output, "--output")
     artist = Artist(load_shipped(arch).to(device), steps, size)
     fidelity = measure_fidelity(artist, list(islice(cycle(CLASSES), images)))
     best = {site: best_scopes(parts, floor) for site, parts in fidelity.items()}
     Console().print(render_calibration(fidelity, floor))
     settings = {"arch": arch, "steps": steps, "images": images, "size": size, "floor": floor}
-    output.write_text(json.dumps({"settings": settings, "psnr": fidelity, "best": best}, indent=2) + "\n")
+    with whole_file(output) as part:
+        part.write_text(json.dumps({"settings": settings, "psnr": fidelity, "best": best}, indent=2) + "\n")
 
 
 def measure_fidelity(artist: Artist, motifs: Sequence[str]) -> Fidelity:

@@ -3,54 +3,43 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import defaultdict
 from itertools import cycle, islice, pairwise
 from pathlib import Path
 from statistics import mean
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from catome_adapters import RECIPES, MergeRecipe
+from catome_adapters import MergeRecipe
+from catome_bench.commands.options import choose_device, find_recipe
+from catome_bench.files import check_folder, whole_file
 from catome_bench.measure.environment import describe_environment, device_name
 from catome_bench.measure.fidelity import mean_psnr, mean_ssim
 from catome_bench.models.artist import CLASSES, Artist, Pair
-from catome_bench.models.pipeline import Arch, load_shipped
+from catome_bench.models.pipeline import load_shipped
+from catome_bench.names import Arch
 from catome_bench.views.figures import write_figures
 from catome_core import MergePlan, jaccard_distance
 
 
-def demo(
-    arch: Annotated[Arch, typer.Option(help="Shipped network that draws.")] = "unet",
-    steps: Annotated[int, typer.Option(min=2, help="Denoising steps.")] = 50,
-    images: Annotated[int, typer.Option(min=1, help="Pictures to draw with each of the two.")] = 8,
-    size: Annotated[
-        int,
-        typer.Option(min=16, help="Pixels along each side; at 128 the UNet has 4,096 top-level tokens, the DiT 1,024."),
-    ] = 128,
-    recipe: Annotated[str, typer.Option(help=f"One of: {', '.join(RECIPES)}.")] = "default",
-    quick: Annotated[bool, typer.Option("--quick", help="2 pictures, 15 steps: under a minute.")] = False,
-    output: Annotated[Path, typer.Option(help="Folder for pictures, curves and results.json.")] = Path("catome-demo"),
-    device: Annotated[str, typer.Option(help="Torch device.")] = "cuda" if torch.cuda.is_available() else "cpu",
-) -> None:
-    """Draw pictures with a shipped model, with and without merging, and show what changed."""
-    if recipe not in RECIPES:
-        raise typer.BadParameter(f"{recipe!r}; expected one of {sorted(RECIPES)}", param_hint="--recipe")
-    if quick:
-        steps, images = min(steps, 15), min(images, 2)
-    run_demo(arch, RECIPES[recipe], recipe, steps=steps, images=images, size=size, output=output, device=device)
-
-
 def run_demo(
-    arch: Arch, recipe: MergeRecipe, recipe_name: str, *, steps: int, images: int, size: int, output: Path, device: str
+    arch: Arch, recipe_name: str, *, steps: int, images: int, size: int, output: Path, device: str | None
 ) -> None:
-    """Draw `images` pairs of pictures, print a table, and write pictures, curves and `results.json` to `output`."""
-    console = Console()
+    """Draw `images` pairs of pictures, print a table, and write pictures, curves and `results.json` to `output`.
+
+    Raises:
+        typer.BadParameter: If the recipe does not fit the network, or `output` could not be written.
+    """
+    device, recipe, console = choose_device(device), find_recipe(recipe_name), Console()
     artist = Artist(load_shipped(arch).to(device), steps, size)
     names = list(islice(cycle(CLASSES), images))
+    check_recipe(artist, recipe, names[0])
+    check_folder(output, "--output")
     console.print(
         f"{images} pictures by the shipped {arch}, {size} x {size} pixels, {steps} steps, recipe {recipe_name!r}, "
         f"{device_name(device)}"
@@ -64,7 +53,8 @@ def run_demo(
     write_figures(output, pairs, history, curves)
     settings = {"recipe": json.loads(recipe.to_json()), "arch": arch, "steps": steps, "images": images, "size": size}
     report = {"machine": describe_environment(device), "settings": settings, "results": results, "jaccard": curves}
-    (output / "results.json").write_text(json.dumps(report, indent=2) + "\n")
+    with whole_file(output / "results.json") as part:
+        part.write_text(json.dumps(report, indent=2) + "\n")
     console.print(f"written to {output}: " + ", ".join(sorted(file.name for file in output.iterdir())))
 
 
@@ -73,9 +63,25 @@ def warm_up(artist: Artist, recipe: MergeRecipe, name: str) -> None:
     Artist(artist.pipeline, 2, artist.size).draw_pair(name, 0, recipe)
 
 
+def check_recipe(artist: Artist, recipe: MergeRecipe, name: str) -> None:
+    """Draw two steps of the smallest picture.
+
+    Raises:
+        typer.BadParameter: If the recipe does not fit the network.
+    """
+    try:
+        Artist(artist.pipeline, 2, 16).draw_pair(name, 0, recipe)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--recipe") from error
+
+
 def measure_pairs(pairs: list[Pair]) -> dict[str, Any]:
-    """Seconds, tokens and fidelity, averaged over the pictures; the speed-up is their median."""
+    """Seconds, tokens and fidelity, averaged over the pictures; the speed-up is their median.
+
+    The PSNR of the same pictures is None, as JSON has no infinity.
+    """
     baseline, merged = ([getattr(pair, side).picture for pair in pairs] for side in ("baseline", "merged"))
+    psnr = mean_psnr(merged, baseline)
     speedups = [pair.baseline.seconds / pair.merged.seconds for pair in pairs]
     return {
         "seconds_per_image": {
@@ -86,7 +92,7 @@ def measure_pairs(pairs: list[Pair]) -> dict[str, Any]:
         "merged_fraction": mean(pair.summary.merged_fraction for pair in pairs),
         "checkpoints": list(pairs[0].summary.checkpoints),
         "overflow": sum(pair.summary.overflow for pair in pairs),
-        "psnr": mean_psnr(merged, baseline),
+        "psnr": psnr if math.isfinite(psnr) else None,
         "ssim": mean_ssim(merged, baseline),
     }
 
@@ -111,7 +117,7 @@ def render_demo(results: dict[str, Any]) -> Table:
         f"{results['speedup']:.2f}x",
         f"{results['merged_fraction']:.0%}",
         str(len(results["checkpoints"])),
-        f"{results['psnr']:.1f} dB",
+        "same" if results["psnr"] is None else f"{results['psnr']:.1f} dB",
         f"{results['ssim']:.4f}",
     )
     return table

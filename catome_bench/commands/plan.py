@@ -1,10 +1,9 @@
-"""`catome plan`: where merging pays off in a network, from its configuration alone; nothing is loaded or run."""
+"""`catome plan`: where merging pays off in a model, from its configuration alone; nothing is loaded or run."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import groupby
-from pathlib import Path
-from typing import Annotated
 
 import torch
 import typer
@@ -12,94 +11,114 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from catome_adapters import RECIPES, MergeRecipe, MergeSite
-from catome_adapters.prediction.seconds import TYPICAL_BATCH, Prediction, predict_site
-from catome_bench.measure.forecast import Forecast, build_network, count_tokens, find_scale, forecast, input_size
-from catome_bench.models.pipeline import SHIPPED_MODEL
-from catome_core import TokenGrid
+from catome_adapters import SCOPES, MergeRecipe, MergeSite
+from catome_adapters.prediction.seconds import TYPICAL_BATCH
+from catome_bench.commands.options import default_device, find_recipe
+from catome_bench.planning.blueprint import read_blueprint
+from catome_bench.planning.forecast import Forecast, SiteForecast, forecast
 
-MIN_COLUMNS = 114
+MIN_COLUMNS = 160
 """Width of the terminal that the table needs; in a narrower one it would lose its figures."""
-COLUMNS = ("\nlevel", "\ntokens", "\nchannels", "share\nattn1", "share\nblock", "ceiling\nattention", "ceiling\nblock")
-COLUMNS += ("saves\nms", "costs\nms", "\nauto")
+COLUMNS = ("\nlevel", "\ntokens", "\nchannels", "share\nattention", "share\nblock")
+COLUMNS += ("ceiling\nattention", "ceiling\nblock", "saves\nms", "costs\nms", "\nmerges")
 
 
-def plan(
-    model: Annotated[str, typer.Argument(help="Folder of a pipeline or a UNet in diffusers format, or 'shipped'.")],
-    height: Annotated[int | None, typer.Option(min=1, help="Pixels; by default the model's own size.")] = None,
-    width: Annotated[int | None, typer.Option(min=1, help="Pixels; by default the model's own size.")] = None,
-    recipe: Annotated[str, typer.Option(help=f"One of: {', '.join(RECIPES)}.")] = "default",
-    scale: Annotated[
-        int | None, typer.Option(min=1, help="Pixels to a pixel of the network's input; by default the VAE's, or 8.")
-    ] = None,
-    device: Annotated[str, typer.Option(help="Predict for it: cpu or cuda.")] = (
-        "cuda" if torch.cuda.is_available() else "cpu"
-    ),
+def print_plan(
+    model: str,
+    *,
+    height: int | None,
+    width: int | None,
+    frames: int | None,
+    recipe: str | None,
+    scale: int | None,
+    device: str | None,
 ) -> None:
-    """Show where merging would pay in a network, and what it could reach; nothing is loaded or run."""
-    if recipe not in RECIPES:
-        raise typer.BadParameter(f"{recipe!r}; expected one of {sorted(RECIPES)}", param_hint="--recipe")
+    """Print the forecast for a model at a size in pixels.
+
+    Raises:
+        typer.BadParameter: If the model cannot be built, its size is unknown or does not fit, or the recipe does not.
+    """
+    device = device or default_device()
     try:
-        folder = SHIPPED_MODEL if model == "shipped" else Path(model)
-        network = build_network(folder, torch.float32 if device == "cpu" else torch.bfloat16)
-        size = input_size(network, height, width, scale or find_scale(folder))
-        result = forecast(network, size, RECIPES[recipe], device)
+        built = read_blueprint(model, (height, width), torch.float32 if device == "cpu" else torch.bfloat16)
+        if scale:
+            built = built._replace(scale=(scale, built.scale[1]))
+        chosen = find_recipe(recipe or ("default" if built.denoises else "vit"))
+        result = forecast(built, (frames, height, width), chosen, device)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
     console = Console(width=max(Console().width, MIN_COLUMNS))
-    console.print(render_forecast(result, RECIPES[recipe], device), *closing_lines(result), sep="\n")
+    console.print(verdict(result, chosen, device), highlight=False)
+    console.print(render_forecast(result, chosen, device), *closing_lines(result), sep="\n")
+
+
+def verdict(result: Forecast, recipe: MergeRecipe, device: str) -> str:
+    """What to expect, and where to attach."""
+    attach = f"attach at level{'s' if len(result.levels) > 1 else ''} {', '.join(map(str, result.levels))}"
+    if not SCOPES[recipe.scope].predictable:
+        return f"scope {recipe.scope} merges on from block to block, which figures of one block do not show; {attach}"
+    adapts, capacity = recipe.policy.capacity is None, f" and capacity {recipe.policy.capacity}"
+    setting = f"with scope {recipe.scope}{'' if adapts else capacity} on {device}"
+    if not any(one.merges for one in result.sites):
+        return f"no gain expected {setting}: every block loses time at this size, and larger sizes gain more"
+    return f"expected {result.speedup:.2f}x {setting}{', if half of the tokens merge' if adapts else ''}; {attach}"
 
 
 def render_forecast(result: Forecast, recipe: MergeRecipe, device: str) -> Table:
     """A table with one row for the blocks of each transformer, which share a grid."""
-    note = "share: of the network's arithmetic. ceiling: of the network, by these blocks alone, at 50 %/75 % removed."
+    note = (
+        f"share: of the model's arithmetic{'' if result.counted else ' on tokens of the grid (not of text) in blocks'}."
+    )
+    note += "\nceiling: of the model, by these blocks alone, at 50 %/75 % removed."
     note += f"\nms: predicted for a call of one block, scope {recipe.scope}, {device}, batch {TYPICAL_BATCH}."
     table = Table(box=SIMPLE_HEAD, caption=note, caption_justify="left", pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("blocks", no_wrap=True, vertical="bottom")
     for name in COLUMNS:
         table.add_column(name, justify="right", no_wrap=True)
-    for host, group in groupby(result.sites, key=lambda site: site.name.rpartition(".transformer_blocks")[0]):
-        table.add_row(*_host_cells(result, host, list(group), recipe, device))
+    for name, group in groupby(result.sites, key=lambda one: _host(one.site.name)):
+        table.add_row(*_cells(result, name, list(group)))
     return table
 
 
 def closing_lines(result: Forecast) -> list[str]:
-    """The ceiling of the whole network, at the chosen levels and at all levels."""
-    chosen = [site for site in result.sites if site.level in result.levels]
+    """The ceiling of the whole model, at the chosen levels and at all levels."""
+    sites = [one.site for one in result.sites]
+    chosen = [site for site in sites if site.level in result.levels]
     levels = ", ".join(map(str, result.levels))
     return [
-        f"the network's ceiling, level {levels} (auto): {_ceilings(result, chosen)}",
-        f"the network's ceiling, all levels: {_ceilings(result, result.sites)}",
+        f"the model's ceiling, level {levels}: {_ceilings(result, chosen)}",
+        f"the model's ceiling, all levels: {_ceilings(result, sites)}",
     ]
 
 
-def _host_cells(result: Forecast, host: str, group: list[MergeSite], recipe: MergeRecipe, device: str) -> list[str]:
-    site = group[0]
-    prediction = predict_site(site, recipe, TokenGrid(site.shape or (), recipe.stride), device_type=device)
-    shares = [result.share(f"{block.name}{part}" for block in group) for part in (".attn1", "")]
+def _host(name: str) -> str:
+    return name.rpartition(".")[0].removesuffix(".transformer_blocks") or name
+
+
+def _cells(result: Forecast, name: str, group: Sequence[SiteForecast]) -> list[str]:
+    (site, prediction, _), sites = group[0], [one.site for one in group]
     return [
-        f"{host} x {len(group)}" if len(group) > 1 else host,
+        f"{name} x {len(group)}" if len(group) > 1 else name,
         str(site.level),
-        f"{count_tokens(site):,}",
+        f"{prediction.tokens:,}",
         str(prediction.channels),
-        *(f"{share:.1%}" for share in shares),
-        *(_pair(result, group, scope) for scope in ("attention", "block")),
-        f"{prediction.saved * 1e3:.2f}",
-        f"{prediction.overhead * 1e3:.2f}",
-        _verdict(site, prediction, result.levels),
+        *(f"{result.share(sites, scope):.1%}" for scope in ("attention", "block")),
+        *(_pair(result, sites, scope) for scope in ("attention", "block")),
+        *(f"{seconds * 1e3:.2f}" for seconds in (prediction.saved, prediction.overhead)),
+        _answer(group[0], result.levels),
     ]
 
 
-def _verdict(site: MergeSite, prediction: Prediction, levels: list[int]) -> str:
-    if site.level not in levels:
+def _answer(one: SiteForecast, levels: Sequence[int]) -> str:
+    if one.site.level not in levels:
         return "no"
-    return "yes" if prediction.gain > 0 else "too small"
+    return "yes" if one.merges else "too small"
 
 
-def _ceilings(result: Forecast, sites: list[MergeSite]) -> str:
+def _ceilings(result: Forecast, sites: Sequence[MergeSite]) -> str:
     pairs = [f"{scope} {_pair(result, sites, scope)}" for scope in ("attention", "block")]
     return ", ".join(pairs) + " at 50 %/75 % removed"
 
 
-def _pair(result: Forecast, sites: list[MergeSite], scope: str) -> str:
+def _pair(result: Forecast, sites: Sequence[MergeSite], scope: str) -> str:
     return "/".join(f"{result.ceiling(sites, removed, scope):.2f}" for removed in (0.5, 0.75))

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+from catome_bench.names import LEVELS
 from catome_bench.races import blocks, networks
-
-LEVELS = ("block", "check", "kernels", "operations", "ladder", "model", "pipeline")
 
 
 @dataclass(frozen=True, kw_only=True)

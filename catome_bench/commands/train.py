@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 import torch
 import typer
@@ -14,9 +15,13 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
+from catome_bench.commands.options import choose_device
+from catome_bench.files import check_file, check_folder, whole_file
+from catome_bench.measure.rows import describe
 from catome_bench.models.photographs import CLASS_NAMES, PHOTOGRAPHS, load_photograph, random_view, to_latents
-from catome_bench.models.pipeline import PIPELINES, SHIPPED, Arch
+from catome_bench.models.pipeline import PIPELINES, SHIPPED
 from catome_bench.models.untrained import build_scheduler
+from catome_bench.names import Arch
 
 EMA_DECAY = 0.995
 WARM_UP = 100
@@ -97,10 +102,8 @@ class Trainer:
     def save(self, file: Path) -> None:
         """Write everything that a later run needs; the old file is replaced only once the new one is complete."""
         state = {name: getattr(self, name).state_dict() for name in ("model", "average", "optimizer")}
-        torch.save(
-            state | {"iteration": self.iteration, "seed": self.seed, "arch": self.arch}, file.with_suffix(".part")
-        )
-        file.with_suffix(".part").replace(file)
+        with whole_file(file) as part:
+            torch.save(state | {"iteration": self.iteration, "seed": self.seed, "arch": self.arch}, part)
 
     def load(self, file: Path) -> None:
         """Continue where `save` stopped."""
@@ -146,24 +149,36 @@ def export(trainer: Trainer, folder: Path) -> None:
     # Not the model's own `to`, which warns about modules that should stay in full precision.
     nn.Module.to(network, "cpu", torch.float16)
     nn.Module.to(network, memory_format=torch.contiguous_format)
-    PIPELINES[trainer.arch](network, build_scheduler(), CLASS_NAMES).save_pretrained(folder)
+    pipeline = PIPELINES[trainer.arch](network, build_scheduler(), CLASS_NAMES)
+    with TemporaryDirectory(dir=folder) as part:
+        pipeline.save_pretrained(part)
+        for file in [path for path in Path(part).rglob("*") if path.is_file()]:
+            target = folder / file.relative_to(part)
+            target.parent.mkdir(exist_ok=True)
+            file.replace(target)
 
 
-def train(
-    arch: Annotated[Arch, typer.Option(help="Network to train.")] = "unet",
-    output: Annotated[
-        Path | None, typer.Option(help="Folder of the finished pipeline; by default the shipped.")
-    ] = None,
-    checkpoint: Annotated[Path, typer.Option(help="Resumable state; deleted by hand.")] = Path("training.pt"),
-    device: Annotated[str, typer.Option(help="Torch device.")] = "cuda" if torch.cuda.is_available() else "cpu",
-    seed: Annotated[int, typer.Option(help="Seed of weights, crops and noise.")] = 0,
-) -> None:
-    """Train a class-conditional pixel network; one to two hours on 2 CPU cores, minutes on a GPU."""
-    trainer = Trainer(torch.device(device), seed, arch)
+def run_training(arch: Arch, *, output: Path | None, checkpoint: Path, device: str | None, seed: int) -> None:
+    """Train a network, from the checkpoint if there is one, and write its pipeline to `output`.
+
+    Raises:
+        typer.BadParameter: If the checkpoint is of something else, or one of the two could not be written.
+    """
+    trainer = Trainer(torch.device(choose_device(device)), seed, arch)
+    check_file(checkpoint, "--checkpoint")
     if checkpoint.exists():
-        trainer.load(checkpoint)
+        _resume(trainer, checkpoint)
+    check_folder(output or SHIPPED / arch, "--output")
     run(trainer, checkpoint)
     export(trainer, output or SHIPPED / arch)
+
+
+def _resume(trainer: Trainer, checkpoint: Path) -> None:
+    try:
+        trainer.load(checkpoint)
+    except Exception as error:
+        message = f"{checkpoint} cannot be resumed ({describe(error)}); choose another file"
+        raise typer.BadParameter(message, param_hint="--checkpoint") from error
 
 
 def run(trainer: Trainer, checkpoint: Path) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
+
+from catome_bench.measure.versions import installed_version
 
 PACKAGES = ("torch", "diffusers", "catome")
 
@@ -24,7 +25,7 @@ def describe_environment(device: str, also: Sequence[str] = ()) -> dict[str, Any
         True
     """
     host = {"device": device_name(device), "threads": torch.get_num_threads(), "python": platform.python_version()}
-    return host | {package: _version(package) for package in (*PACKAGES, *also)}
+    return host | {package: installed_version(package) for package in (*PACKAGES, *also)}
 
 
 def device_name(device: str) -> str:
@@ -32,10 +33,3 @@ def device_name(device: str) -> str:
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{torch.backends.cpu.get_cpu_capability()} CPU, {torch.get_num_threads()} threads"
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

@@ -64,7 +64,9 @@ class Artist:
     def record(self, name: str, seed: int, recipe: MergeRecipe) -> list[dict[str, MergePlan]]:
         """Plans of all pairs above the threshold, by site, recomputed at every step (paper, Fig. 4)."""
         policy = replace(recipe.policy, capacity=1.0, spare="pad")
-        every = replace(recipe, policy=policy, schedule=CheckpointSchedule.every(1, self.steps), levels="top")
+        every = replace(
+            recipe, policy=policy, schedule=CheckpointSchedule.every(1, self.steps), levels="top", during=(0.0, 1.0)
+        )
         history: list[dict[str, MergePlan]] = []
         with attach(self.pipeline, every) as session:
             handle = self.pipeline.network.register_forward_hook(lambda *_: history.append(session.plans()))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from diffusers.models.modeling_utils import ModelMixin
@@ -18,8 +18,7 @@ from torch.nn import functional as F
 
 from catome_bench.models.photographs import CLASS_NAMES, to_pixels
 from catome_bench.models.untrained import TOKENS_PER_CLASS, build_dit, build_unet
-
-Arch = Literal["unet", "dit"]
+from catome_bench.names import Arch
 
 SHIPPED = Path(__file__).parent / "shipped"
 SHIPPED_MODEL = SHIPPED / "unet"

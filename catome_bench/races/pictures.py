@@ -18,7 +18,8 @@ from catome_adapters import find_sites
 from catome_bench.measure.fidelity import mean_psnr, mean_ssim
 from catome_bench.measure.frechet import frechet_distance, picture_features
 from catome_bench.models.artist import CLASSES, Artist, Drawing
-from catome_bench.models.pipeline import Arch, ClassPipeline, load_shipped
+from catome_bench.models.pipeline import ClassPipeline, load_shipped
+from catome_bench.names import Arch
 from catome_bench.races.variants import REFERENCE, Variant, variants
 
 

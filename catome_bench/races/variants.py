@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from catome_adapters import RECIPES, MergeRecipe, attach
-from catome_bench.models.pipeline import Arch
+from catome_bench.names import Arch
 from catome_bench.races.peers import PEERS
 from catome_core import AdaptiveMerge
 

@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from catome_bench.files import whole_file
 from catome_bench.models.artist import Pair
 from catome_core import MergePlan, merge, unmerge
 
@@ -23,11 +24,15 @@ def write_figures(
     folder: Path, pairs: Sequence[Pair], history: Sequence[dict[str, MergePlan]], curves: dict[str, list[float]]
 ) -> None:
     """Write every figure of the demo into a folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    side_by_side(pairs).savefig(folder / "side-by-side.png", dpi=110)
-    merge_map(pairs[0].baseline.picture, history).savefig(folder / "merge-map.png", dpi=110)
-    jaccard_curves(curves).savefig(folder / "jaccard.png", dpi=110)
-    merged_fractions(pairs[0]).savefig(folder / "merged-fraction.png", dpi=110)
+    figures = {
+        "side-by-side": side_by_side(pairs),
+        "merge-map": merge_map(pairs[0].baseline.picture, history),
+        "jaccard": jaccard_curves(curves),
+        "merged-fraction": merged_fractions(pairs[0]),
+    }
+    for name, figure in figures.items():
+        with whole_file(folder / f"{name}.png") as part:
+            figure.savefig(part, dpi=110)
     plt.close("all")
 
 
@@ -93,12 +98,15 @@ def merged_fractions(pair: Pair) -> Figure:
     figure, axis = plt.subplots(figsize=(8, 4), layout="constrained")
     for site in dict.fromkeys(row.site for row in pair.summary.rows):
         rows = [row for row in pair.summary.rows if row.site == site]
-        marked = [(row.step, row.mergeable_fraction) for row in rows if row.checkpoint]
-        (line,) = axis.plot(*zip(*marked, strict=True), marker="o", markersize=4, label=site)
+        # Where tokens are left unmerged there is no checkpoint, and no dot.
+        marked = [row for row in rows if row.checkpoint]
+        steps, shares = [row.step for row in marked], [row.mergeable_fraction for row in marked]
+        (line,) = axis.plot(steps, shares, marker="o", markersize=4, label=site)
         merged = [row.merged_fraction for row in rows]
         axis.step([row.step for row in rows], merged, "--", where="mid", color=line.get_color())
     axis.set(xlabel="step", ylabel="share of the tokens", ylim=(0, 1))
-    axis.set_title(f"{pair.name}: above the threshold at the checkpoints (dots), merged (dashed)")
+    what = "above the threshold at the checkpoints (dots), merged (dashed)"
+    axis.set_title(f"{pair.name}: {what if pair.summary.merged_fraction else 'nothing merged'}")
     axis.legend(fontsize="small")
     return figure
 

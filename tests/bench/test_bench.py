@@ -5,15 +5,20 @@ import json
 import pytest
 import torch
 from diffusers import EulerDiscreteScheduler, PNDMScheduler
+from matplotlib.axes import Axes
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
+from catome_adapters.prediction import seconds
 from catome_bench.cli import app
 from catome_bench.commands import train as training
 from catome_bench.commands.train import STAGES, Stage, Trainer, learning_rate, remaining_stages
 from catome_bench.models import load_shipped
 from catome_bench.models.photographs import CLASS_NAMES, PHOTOGRAPHS, load_photograph, to_latents, to_pixels
 from catome_bench.models.pipeline import PIPELINES, SHIPPED
+
+MERGING_COSTS = seconds.DEVICE_RATES["cpu"]
+"""As it is outside of the tests: see conftest.py."""
 
 
 @pytest.fixture(scope="module", params=PIPELINES)
@@ -32,7 +37,7 @@ def test_the_shipped_weights_are_half_precision_and_small(arch):
 
 def test_the_shipped_model_draws_what_it_learned(pipeline):
     """Every picture is nearest to its own photograph, colors averaged over an 8 x 8 grid."""
-    drawn = pipeline(list(CLASS_NAMES), size=128, num_inference_steps=8, generator=torch.Generator().manual_seed(0))
+    drawn = pipeline(list(CLASS_NAMES), size=64, num_inference_steps=4, generator=torch.Generator().manual_seed(0))
     photographs = [load_photograph(photograph)[None] / 2 + 0.5 for photograph in PHOTOGRAPHS]
     wanted = torch.cat([torch.nn.functional.adaptive_avg_pool2d(photograph, 8) for photograph in photographs])
     distances = torch.cdist(torch.nn.functional.adaptive_avg_pool2d(drawn, 8).flatten(1), wanted.flatten(1))
@@ -100,10 +105,18 @@ def test_demo_writes_pictures_curves_and_results(tmp_path, arch, sites):
     assert "CA-ToMe" in result.output
 
 
-def test_demo_refuses_an_unknown_recipe():
-    result = CliRunner().invoke(app, ["demo", "--recipe", "best"])
-    assert result.exit_code == 2
-    assert "best" in result.output
+def test_demo_of_a_picture_too_small_to_merge_says_so(tmp_path, monkeypatch):
+    monkeypatch.setitem(seconds.DEVICE_RATES, "cpu", MERGING_COSTS)
+    titles = []
+    monkeypatch.setattr(Axes, "set_title", lambda axis, title: titles.append(title))
+    arguments = ["demo", "--steps", "2", "--images", "1", "--size", "24"]
+    result = CliRunner().invoke(app, [*arguments, "--output", str(tmp_path), "--device", "cpu"], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    report = json.loads((tmp_path / "results.json").read_text())
+    assert (report["results"]["merged_fraction"], report["results"]["psnr"]) == (0, None)
+    assert " same " in result.output
+    assert titles[-1] == "cat: nothing merged"
+    assert (tmp_path / "merged-fraction.png").exists()
 
 
 @pytest.mark.parametrize("arch", STAGES)

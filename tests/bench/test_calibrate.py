@@ -9,14 +9,16 @@ from typer.testing import CliRunner
 
 from catome_adapters import MergeRecipe, attach, find_sites
 from catome_bench.cli import app
+from catome_bench.commands import calibrate as command
 from catome_bench.commands.calibrate import PARTS, SCOPES, best_scopes
-from catome_bench.models import load_shipped
 from catome_bench.models.artist import Artist
 from catome_core import AdaptiveMerge
+from zoo.class_pipelines import tiny_shipped
 
 
 @pytest.mark.parametrize("arch", ["unet", "dit"])
-def test_calibrate_holds_every_block_part_and_scope_against_the_unmerged_run(tmp_path, arch):
+def test_calibrate_holds_every_block_part_and_scope_against_the_unmerged_run(tmp_path, monkeypatch, arch):
+    monkeypatch.setattr(command, "load_shipped", tiny_shipped)
     file = tmp_path / "calibration.json"
     arguments = [
         "--arch",
@@ -35,7 +37,7 @@ def test_calibrate_holds_every_block_part_and_scope_against_the_unmerged_run(tmp
     result = CliRunner().invoke(app, ["calibrate", *arguments], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     report = json.loads(file.read_text())
-    assert list(report["psnr"]) == list(report["best"]) == [site.name for site in find_sites(load_shipped(arch))]
+    assert list(report["psnr"]) == list(report["best"]) == [site.name for site in find_sites(tiny_shipped(arch))]
     for site, parts in report["psnr"].items():
         assert {part: set(scopes) for part, scopes in parts.items()} == {part: set(SCOPES) for part in PARTS}
         assert report["best"][site] == best_scopes(parts, 45)
@@ -45,12 +47,12 @@ def test_calibrate_holds_every_block_part_and_scope_against_the_unmerged_run(tmp
     assert result.output.count("*") == 1 + sum(
         best is not None for part in report["best"].values() for best in part.values()
     )
-    assert_is_the_damage_of(find_sites(load_shipped(arch))[0].name, "late", "keys", report["psnr"], arch)
+    assert_is_the_damage_of(find_sites(tiny_shipped(arch))[0].name, "late", "keys", report["psnr"], arch)
 
 
 def assert_is_the_damage_of(name: str, part: str, scope: Any, psnr: dict[str, Any], arch: Any) -> None:
     """One of its figures, measured anew."""
-    artist = Artist(load_shipped(arch), 3, 16)
+    artist = Artist(tiny_shipped(arch), 3, 16)
     (site,) = [site for site in find_sites(artist.pipeline) if site.name == name]
     policy = AdaptiveMerge(threshold=-1, capacity=0.25, spare="fill")
     unmerged = artist.draw("cat", 0, "").picture

@@ -1,16 +1,23 @@
-"""How much merging could save in a network, from its configuration; and `catome plan`."""
+"""What merging is predicted to gain in a model, from its configuration; and `catome plan`."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
 from catome_adapters import RECIPES, find_sites
 from catome_bench.cli import app
-from catome_bench.measure.forecast import Forecast, build_network, forecast
-from catome_bench.models.pipeline import SHIPPED_MODEL
+from catome_bench.models.pipeline import SHIPPED
+from catome_bench.planning.blueprint import read_blueprint
+from catome_bench.planning.forecast import Forecast, forecast
+from catome_bench.planning.grids import sites_at
+from zoo.architecture import Architecture
+from zoo.transformers import ALL_ARCHITECTURES
 
 SD15 = {"block_out_channels": (320, 640, 1280, 1280), "attention_head_dim": 8, "cross_attention_dim": 768}
 SDXL = {
@@ -24,6 +31,16 @@ SDXL = {
     "addition_embed_type": "text_time",
     "addition_time_embed_dim": 256,
     "projection_class_embeddings_input_dim": 2816,
+}
+WAN = {"_class_name": "WanTransformer3DModel", "num_attention_heads": 2, "num_layers": 2, "ffn_dim": 512}
+FLUX = {"_class_name": "FluxTransformer2DModel", "num_layers": 1, "num_single_layers": 2, "num_attention_heads": 2}
+TINY_UNET = {
+    "sample_size": 16,
+    "block_out_channels": (32, 32),
+    "cross_attention_dim": 32,
+    "attention_head_dim": 4,
+    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
 }
 
 
@@ -40,32 +57,89 @@ def folder(path: Path, **config: Any) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("config", "pixels", "scope", "published"),
+    ("config", "pixels", "published"),
     [
-        (SD15, 512, "attention", (1.12, 1.16)),
-        (SD15, 512, "block", (1.17, 1.25)),
-        (SD15, 1024, "attention", (1.39, 1.55)),
-        (SD15, 1024, "block", (1.45, 1.65)),
-        (SDXL, 1024, "attention", (1.18, 1.26)),
+        (SD15, 512, {"attention": (1.12, 1.16), "block": (1.17, 1.25)}),
+        (SD15, 1024, {"attention": (1.39, 1.55), "block": (1.45, 1.65)}),
         # 1.67 and 2.40 where the text's keys and values are counted as image tokens.
-        (SDXL, 1024, "block", (1.66, 2.36)),
+        (SDXL, 1024, {"attention": (1.18, 1.26), "block": (1.66, 2.36)}),
     ],
+    ids=["sd15-512", "sd15-1024", "sdxl-1024"],
 )
-def test_ceilings_of_known_networks(tmp_path, config, pixels, scope, published):
-    result = look_at(tmp_path, pixels, **config)
-    sites = [site for site in result.sites if config is SDXL or site.level == 1]
-    assert tuple(round(result.ceiling(sites, removed, scope), 2) for removed in (0.5, 0.75)) == published
+def test_ceilings_of_known_networks(tmp_path, config, pixels, published):
+    result = look_at(folder(tmp_path / "unet", **config), height=pixels, width=pixels)
+    sites = [one.site for one in result.sites if config is SDXL or one.site.level == 1]
+    for scope, ceilings in published.items():
+        assert tuple(round(result.ceiling(sites, removed, scope), 2) for removed in (0.5, 0.75)) == ceilings
 
 
-def look_at(path: Path, pixels: int, **config: Any) -> Forecast:
-    network = build_network(folder(path / "unet", sample_size=pixels // 8, **config))
-    return forecast(network, (pixels // 8, pixels // 8), RECIPES["default"], "cpu")
+def look_at(path: Path | str, *, recipe: str = "default", device: str = "cpu", **sides: int) -> Forecast:
+    pixels = sides.get("frames"), sides.get("height"), sides.get("width")
+    return forecast(read_blueprint(str(path)), pixels, RECIPES[recipe], device)
 
 
-def test_ceiling_with_everything_removed_is_what_the_blocks_are_of_the_network(tmp_path):
-    result = look_at(tmp_path, 512, **SD15)
-    site = result.sites[0]
-    assert result.ceiling([site], 1.0, "attention") == pytest.approx(1 / (1 - result.share([f"{site.name}.attn1"])))
+def test_shares_are_those_that_torch_counts(tmp_path):
+    """The arithmetic of a site is that of its modules, and that of a transformer is nearly all in its blocks."""
+    unet = look_at(folder(tmp_path / "unet", **TINY_UNET), height=128, width=128)
+    network = read_blueprint(str(tmp_path / "unet")).networks[""]
+    inputs = {"sample": torch.zeros(1, 4, 16, 16), "timestep": 1, "encoder_hidden_states": torch.zeros(1, 77, 32)}
+    counted = count(network, **inputs)
+    site = unet.sites[0].site
+    assert unet.share([site], "attention") == pytest.approx(counted[f"{site.name}.attn1"] / counted[""], rel=1e-6)
+    dit = look_at("shipped/dit")
+    network = read_blueprint("shipped/dit").networks["transformer"]
+    one = torch.ones(1, dtype=torch.int64)
+    counted = count(network, hidden_states=torch.zeros(1, 12, 64, 64), timestep=one, class_labels=one)
+    assert sum(dit.total) == pytest.approx(counted[""], rel=0.03)
+
+
+def count(network: Any, **inputs: Any) -> dict[str, int]:
+    """FLOPs by module path, counted on the meta device."""
+    tensors = {name: value.to("meta") for name, value in inputs.items() if isinstance(value, torch.Tensor)}
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network(**inputs | tensors)
+    modules = {name.partition(".")[2]: sum(kinds.values()) for name, kinds in counter.get_flop_counts().items()}
+    return modules | {"": counter.get_total_flops()}
+
+
+@pytest.mark.parametrize("architecture", ALL_ARCHITECTURES.values(), ids=ALL_ARCHITECTURES)
+def test_every_transformer_is_planned_on_the_grid_that_it_is_called_with(architecture: Architecture, tmp_path):
+    network, latents = architecture.network(), architecture.sizes[1]
+    network.save_config(tmp_path)
+    built = read_blueprint(str(tmp_path)).networks[""]
+    assert {parameter.device.type for parameter in built.parameters()} == {"meta"}
+    packed = architecture.grid(latents) == latents and len(latents) == 2
+    *frames, height, width = (side * 2 for side in latents) if packed else latents
+    pixels = (1 + 4 * (frames[0] - 1) if frames else None, 8 * height, 8 * width)
+    sites = sites_at(built, pixels, (8, 4))
+    wanted = find_sites(network)
+    assert [site.name for site in sites] == [site.name for site in wanted]
+    arguments = architecture.inputs(size=latents)
+    for site, called in zip(sites, wanted, strict=True):
+        measured = called.grid_of(arguments)
+        assert site.shape == getattr(measured, "shape", measured)
+
+
+def test_the_speed_up_is_that_of_the_sites_that_merge(tmp_path):
+    """A level that loses is left alone by "auto", and costs time where a recipe insists."""
+    path = folder(tmp_path / "unet", **TINY_UNET | {"sample_size": 8})
+    small = look_at(path, device="cuda")
+    assert not any(one.merges for one in small.sites) and small.speedup == 1
+    insisting = look_at(path, recipe="paper", device="cuda")
+    assert any(one.merges for one in insisting.sites) and insisting.speedup < 1
+    shipped = look_at("shipped")
+    gain = sum(one.prediction.gain for one in shipped.sites if one.site.level == 1)
+    assert shipped.levels == [1] and shipped.speedup == pytest.approx(shipped.seconds / (shipped.seconds - gain))
+
+
+def test_two_networks_of_a_pipeline_are_forecast_together(tmp_path):
+    for name in ("transformer", "transformer_2"):
+        folder(tmp_path / name, **WAN)
+    both = look_at(tmp_path, frames=5, height=64, width=64)
+    one = look_at(tmp_path / "transformer", frames=5, height=64, width=64)
+    assert len({site.site.name for site in both.sites}) == 2 * len(one.sites)
+    assert sum(both.total) == 2 * sum(one.total)
+    assert both.speedup == pytest.approx(one.speedup)
 
 
 # The command.
@@ -77,46 +151,97 @@ def plan(*arguments: object) -> str:
     return result.output
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_plan_of_the_shipped_model_names_every_transformer_and_ends_with_the_ceiling(recipe):
-    output = plan("shipped", "--recipe", recipe, "--height", 64, "--width", 96)
-    for site in find_sites(build_network(SHIPPED_MODEL)):
-        assert site.name.partition(".transformer")[0] in output
-    assert output.splitlines()[-1].startswith("the network's ceiling, all levels: attention 1.")
-    assert " 1,536 " in output  # 64 x 96 pixels, two pixels a latent
+@pytest.mark.parametrize("recipe", [recipe for recipe in RECIPES if recipe != "tome"])
+def test_plan_names_every_transformer_between_the_verdict_and_the_ceiling(recipe):
+    lines = plan("shipped", "--recipe", recipe, "--height", 64, "--width", 96, "--device", "cpu").splitlines()
+    assert re.match(
+        rf"expected \d\.\d\dx with scope {RECIPES[recipe].scope}( and capacity 0.25)? on cpu.*; attach at level 1",
+        lines[0],
+    )
+    for site in find_sites(read_blueprint("shipped").networks["unet"]):
+        assert any(line.startswith(f" {site.name.partition('.transformer')[0]} ") for line in lines)
+    assert lines[-1].startswith("the model's ceiling, all levels: attention 1.")
+    assert any(" 1,536 " in line for line in lines)  # 64 x 96 pixels, two pixels a latent
+
+
+def test_plan_knows_timm_models():
+    output = plan("vit_tiny_patch16_224", "--device", "cpu")
+    assert output.startswith("expected ") and "scope block" in output and " 197 " in output
+    assert " 393 " in plan("timm:vit_tiny_patch16_224", "--height", 448, "--width", 224, "--device", "cpu")
+    assert plan("vit_tiny_patch16_224", "--recipe", "tome").startswith(
+        "scope progressive merges on from block to block"
+    )
 
 
 def test_plan_reads_the_scale_from_the_vae(tmp_path):
-    tiny = {"sample_size": 16, "block_out_channels": (32, 32), "cross_attention_dim": 32, "attention_head_dim": 4}
-    blocks = {
-        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
-        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
-    }
-    folder(tmp_path / "unet", **tiny, **blocks)
+    folder(tmp_path / "unet", **TINY_UNET)
     folder(tmp_path / "vae", block_out_channels=(8, 8, 8))
     assert " 1,024 " in plan(tmp_path, "--height", 128, "--width", 128)
     assert " 4,096 " in plan(tmp_path, "--height", 128, "--width", 128, "--scale", 2)
     assert " 256 " in plan(tmp_path / "unet", "--device", "cuda")
 
 
+def test_plan_of_a_size_at_which_everything_loses_says_so(tmp_path):
+    folder(tmp_path / "unet", **TINY_UNET)
+    assert plan(tmp_path, "--device", "cuda").startswith("no gain expected with scope attention on cuda")
+
+
 @pytest.mark.parametrize(
     ("config", "arguments", "message"),
     [
-        ({"_class_name": "FluxTransformer2DModel"}, [], "a FluxTransformer2DModel; expected a UNet2DConditionModel"),
+        ({"_class_name": "CLIPTextModel"}, [], "describes a CLIPTextModel; expected a network of diffusers"),
+        ({"_class_name": 3}, [], "describes a 3; expected a network of diffusers"),
+        ({"_class_name": "AutoencoderKL"}, [], "no tokens to merge in AutoencoderKL"),
+        ({"block_out_channels": 3}, [], "describes no UNet2DConditionModel that can be built: "),
         ({"addition_embed_type": "image"}, [], "addition_embed_type is 'image'; expected one of"),
         ({"num_class_embeds": 10}, [], "num_class_embeds is 10; expected one of"),
-        ({"sample_size": None}, ["--height", "64"], "pass --height and --width"),
-        ({}, ["--height", "65"], "65 pixels are no multiple of 8"),
+        ({"sample_size": None}, ["--height", "64"], "names no size: pass --width"),
+        ({}, ["--height", "65"], "height is 65; expected a multiple of 8 pixels"),
+        ({}, ["--frames", "65"], "takes single pictures: leave --frames out"),
         ({}, ["--recipe", "none"], "'none'; expected one of"),
+        ({}, ["--recipe", "tome"], "cannot merge in scope='progressive'"),
+        (FLUX, [], "names no size: pass --height and --width"),
+        (FLUX, ["--height", "1000", "--width", "1000"], "height is 1000; expected a multiple of 16 pixels"),
+        (WAN, ["--height", "64", "--width", "64"], "names no size: pass --frames"),
     ],
 )
 def test_plan_refuses_what_it_cannot_count(tmp_path, config, arguments, message):
     addition = {"addition_time_embed_dim": 8, "encoder_hid_dim": 32}
-    path = folder(tmp_path / "unet", **{"sample_size": 8, "block_out_channels": (32,) * 4} | addition | config)
-    result = CliRunner().invoke(app, ["plan", str(path), *arguments], env={"COLUMNS": "400", "TERMINAL_WIDTH": "400"})
-    assert result.exit_code == 2 and message in result.output
+    unet = {"sample_size": 8, "block_out_channels": (32,) * 4} | addition
+    path = folder(tmp_path / "unet", **config if "num_layers" in config else unet | config)
+    assert message in refused(path, *arguments)
 
 
-def test_plan_of_a_folder_without_a_network_is_refused(tmp_path):
-    result = CliRunner().invoke(app, ["plan", str(tmp_path)], env={"COLUMNS": "400", "TERMINAL_WIDTH": "400"})
-    assert result.exit_code == 2 and "has neither unet/config.json nor config.json" in result.output
+def refused(*arguments: object) -> str:
+    result = CliRunner().invoke(app, ["plan", *map(str, arguments)])
+    assert result.exit_code == 2, result.output
+    return result.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(("text", "message"), [("[]", "holds []; expected an object"), ("{", "is not JSON: ")])
+def test_a_broken_configuration_is_refused(tmp_path, text, message):
+    (tmp_path / "config.json").write_text(text)
+    assert message in refused(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(TINY_UNET | {"_class_name": "UNet2DConditionModel"}))
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "config.json").rename(tmp_path / "unet" / "config.json")
+    (tmp_path / "vae").mkdir()
+    (tmp_path / "vae" / "config.json").write_text(text)
+    assert message in refused(tmp_path)
+
+
+def test_a_model_that_cannot_be_found_is_refused_with_what_was_tried(tmp_path):
+    assert "has neither unet/config.json, transformer/config.json" in refused(tmp_path)
+    message = "timm has no model 'vit_tinny_patch16_224'; expected one of timm.list_models(), such as ['vit_tiny"
+    assert message in refused("timm:vit_tinny_patch16_224")
+    assert "is no folder, no model of timm, and neither on the hub nor in its cache" in refused("/no/such/folder")
+
+
+def test_a_model_on_the_hub_is_read_from_its_configurations(monkeypatch):
+    def download(name: str, **options: Any) -> str:
+        assert name == "somebody/model" and not options["local_files_only"]
+        return str(SHIPPED / "unet")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *args, **options: object())
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    assert plan("somebody/model", "--device", "cpu") == plan("shipped", "--device", "cpu")

@@ -27,7 +27,7 @@ def pipeline():
 @pytest.fixture(scope="module")
 def results() -> dict[str, Any]:
     """Every subject, one small picture of three steps."""
-    return run_pictures(steps=(3,), images=1, size=32)
+    return run_pictures(steps=(3,), images=1, size=16)
 
 
 def rows(results: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -52,7 +52,8 @@ def test_the_dit_joins_its_blocks_and_counts_its_own_tokens():
 
 def test_the_unmerged_run_is_the_reference(results):
     row = rows(results)["unmerged"]
-    assert (row["speedup"], row["psnr"], row["ssim"], row["frechet"], row["removed"]) == (1, None, 1, 0, 0)
+    assert (row["speedup"], row["psnr"], row["ssim"], row["removed"]) == (1, None, 1, 0)
+    assert row["frechet"] == pytest.approx(0, abs=1e-9)
 
 
 def test_the_share_of_spared_keys_is_what_was_asked_for(results):
@@ -67,7 +68,7 @@ def test_the_more_is_merged_the_less_is_faithful(results):
 
 
 def test_fewer_steps_are_held_against_the_full_run(results, pipeline):
-    artist = Artist(pipeline, 3, 32), Artist(pipeline, 2, 32)
+    artist = Artist(pipeline, 3, 16), Artist(pipeline, 2, 16)
     full, fewer = (one.draw("cat", 0, "").picture for one in artist)
     assert rows(results)["2 steps"]["psnr"] == pytest.approx(
         peak_signal_noise_ratio(fewer, full, data_range=1.0).item()

@@ -1,0 +1,46 @@
+"""What options stand for: a device, a recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import typer
+
+from catome_adapters import RECIPES, MergeRecipe
+
+
+def choose_device(name: str | None) -> str:
+    """The device of this name, or a GPU if there is one, else the CPU.
+
+    Raises:
+        typer.BadParameter: If nothing can be computed there.
+    """
+    name = name or default_device()
+    try:
+        torch.zeros(1, device=name).item()
+    except Exception as error:
+        message = (
+            f"nothing can be computed on {name!r} here; expected a device of this machine, such as {default_device()}"
+        )
+        raise typer.BadParameter(message, param_hint="--device") from error
+    return name
+
+
+def default_device() -> str:
+    """A GPU if there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def find_recipe(name: str) -> MergeRecipe:
+    """The recipe of this name, or the one in this JSON file.
+
+    Raises:
+        typer.BadParameter: If there is neither.
+    """
+    if name in RECIPES:
+        return RECIPES[name]
+    try:
+        return MergeRecipe.from_json(Path(name).read_text())
+    except (OSError, ValueError, TypeError) as error:
+        raise typer.BadParameter(f"{name}: {error}", param_hint="--recipe") from error

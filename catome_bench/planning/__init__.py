@@ -1,0 +1,1 @@
+"""What merging is predicted to gain in a model, from its configuration alone."""
