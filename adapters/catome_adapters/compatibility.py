@@ -68,19 +68,24 @@ def _scope_fits(site: MergeSite, recipe: MergeRecipe) -> str | None:
 
 def _needs_no_steps(site: MergeSite, recipe: MergeRecipe) -> str | None:
     """A model that is called once per input has no later steps, and what happens only in them would save nothing."""
+    reason = waits_for_steps(recipe)
+    if site.denoises or reason is None:
+        return None
+    return (
+        f"it belongs to a model that is called once for every input, without steps, and {reason}: use "
+        'RECIPES["vit"], or a recipe with a fixed AdaptiveMerge(capacity=0.25, spare="fill"), metric="input" and '
+        "no during"
+    )
+
+
+def waits_for_steps(recipe: MergeRecipe) -> str | None:
+    """What the recipe does only after the first step of a run, if anything; its schedule aside."""
     later = {
         "policy.capacity is None, which adapts": recipe.policy.capacity is None,
         "metric='output' merges": recipe.metric == "output",
         "during is a part of the run, which merges": recipe.during != (0.0, 1.0),
     }
-    reasons = [f"{reason} after the first step" for reason, applies in later.items() if applies]
-    if site.denoises or not reasons:
-        return None
-    return (
-        f"it belongs to a model that is called once for every input, without steps, and {reasons[0]}: use "
-        'RECIPES["vit"], or a recipe with a fixed AdaptiveMerge(capacity=0.25, spare="fill"), metric="input" and '
-        "no during"
-    )
+    return next((f"{reason} after the first step" for reason, applies in later.items() if applies), None)
 
 
 def _no_cache_of_merged_tokens(site: MergeSite, recipe: MergeRecipe) -> str | None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from torch import nn
 
-from catome_adapters.compatibility import check_compatible
+from catome_adapters.compatibility import check_compatible, waits_for_steps
 from catome_adapters.hooks.attachment import Attachment
 from catome_adapters.hooks.host import Host
 from catome_adapters.hooks.pairs import MAX_CALLS_PER_STEP
@@ -35,6 +35,8 @@ class MergeRun:
 
     Attributes:
         attachment: The hooks.
+        needs_steps: Whether one call differs from another by its step. Otherwise every call whose step is unknown is a
+            run of its own.
     """
 
     def __init__(self, recipe: MergeRecipe, sites: Sequence[MergeSite], before_call: Callable[[Host], None]) -> None:
@@ -42,6 +44,8 @@ class MergeRun:
         self.log = RunLog()
         self._warned: set[str] = set()
         self.denoises = any(site.denoises for site in sites)
+        reuses = len(recipe.schedule.steps) < recipe.schedule.of or waits_for_steps(recipe) is not None
+        self.needs_steps = self.denoises and reuses
         scope = SCOPES[recipe.scope]
         rules = MergeRules(
             scope=scope,
@@ -79,7 +83,8 @@ class MergeRun:
                 self._warn_once(MANY_CALLS)
         elif self.denoises:
             check_compatible(self.sites, self.recipe)
-            self._warn_once(NO_STEPS)
+            if self.needs_steps:
+                self._warn_once(NO_STEPS)
 
     def finish_step(self, step: int | None, completed: bool) -> bool:
         """After a step: record it, and choose the capacities of the next ones; whether anything ran."""
@@ -87,10 +92,9 @@ class MergeRun:
             self._warn_of_idle()
         ran = self.attachment.ran
         # Without any, the step was recorded already, or the scheduler is shared with another pipeline.
-        if not ran or (step is None and self.denoises):
+        if not ran or (step is None and self.needs_steps):
             return False
         if step is None:
-            # A model without steps: every call is a run of its own.
             self.log.begin_run()
         fresh = self.attachment.finish_step()
         self.log.add(StepRecord(step or 0, bool(fresh), tuple(pairs.plan for pairs in ran)))
@@ -101,7 +105,7 @@ class MergeRun:
     def pending(self, step: int | None) -> StepRecord | None:
         """The record of the present step so far; None if nothing ran, or if it is unknown which step it is."""
         ran = self.attachment.ran
-        if not ran or (step is None and self.denoises):
+        if not ran or (step is None and self.needs_steps):
             return None
         plans = tuple(pairs.current_plan() for pairs in ran)
         return StepRecord(step or 0, any(pairs.is_fresh for pairs in ran), plans)
