@@ -132,10 +132,10 @@ class PositionGrid:
 
     def __init__(self, argument: str, row: int = 1) -> None:
         self.argument, self.row = argument, row
+        # Not where it is defined: this imports the compiler, which takes longer than all the rest of the library.
+        torch.compiler.assume_constant_result(_read)
         self.known: tuple[Tensor, int | None] | None = None
         self.shape: Shape = ()
-        # Here and not where the module is imported: it imports the compiler, which takes seconds.
-        self.read_constant = torch.compiler.assume_constant_result(_read)
 
     def __call__(self, arguments: Mapping[str, Any]) -> GridSize:
         """The grid of the first image."""
@@ -147,7 +147,7 @@ class PositionGrid:
 
     def _shape(self, positions: Tensor) -> Shape:
         if torch.compiler.is_compiling():
-            shape = self.read_constant(positions, self.row)
+            shape = _read(positions, self.row)
             _expect_positions(positions, self.row, shape, COMPILED)
             return shape
         # Tensors of inference mode have no version.
