@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from catome_adapters.hooks.attention import is_enclosed
+from catome_adapters.hooks.backend import backend_of
 from catome_adapters.hooks.scopes import SCOPES
 from catome_adapters.recipe import MergeRecipe
 from catome_adapters.sites.ranks import RankGrid, count_ranks, splits_itself
@@ -116,32 +117,15 @@ def _attention_can_change(site: MergeSite, recipe: MergeRecipe) -> str | None:
     if site.layout.takes_keys:
         return None
     for attention in site.attentions:
-        backend = _backend(attention)
-        if _must_intercept(recipe) and not _can_intercept(backend):
-            return f"the attention backend {backend!r} makes calls that cannot be intercepted; {_backend_remedy()}"
-        if _needs_bias(recipe) and backend == "_native_flash":
-            return f"the attention backend {backend!r} takes no mask; {_backend_remedy()}"
+        backend = backend_of(attention)
+        if backend is None:
+            continue
+        if _must_intercept(recipe) and not backend.calls_torch:
+            reason = "makes calls that cannot be intercepted"
+            return f"the attention backend {backend.name!r} {reason}; call {backend.remedy}, or {NOTHING_TO_ADD}"
+        if _needs_bias(recipe) and not backend.takes_mask:
+            return f"the attention backend {backend.name!r} takes no mask; call {backend.remedy}, or {NOTHING_TO_ADD}"
     return None
-
-
-def _backend_remedy() -> str:
-    return f"call set_attention_backend('native') on the network, or {NOTHING_TO_ADD}"
-
-
-def _can_intercept(backend: str | None) -> bool:
-    return backend is None or (backend.strip("_").startswith("native") and not backend.endswith(("_npu", "_xla")))
-
-
-def _backend(attention: nn.Module) -> str | None:
-    """The name of diffusers' backend for this attention; None if there is no such choice."""
-    processor: Any = getattr(attention, "processor", None)
-    if not hasattr(processor, "_attention_backend"):
-        return None
-    # The active backend has no public name.
-    from diffusers.models.attention_dispatch import _AttentionBackendRegistry  # pyright: ignore[reportPrivateUsage]
-
-    backend = processor._attention_backend or _AttentionBackendRegistry.get_active_backend()[0]
-    return getattr(backend, "value", backend)
 
 
 def _needs_bias(recipe: MergeRecipe) -> bool:
