@@ -113,18 +113,14 @@ def _substitutes(module: nn.Module) -> list[Any]:
 
 
 def _attention_can_change(site: MergeSite, recipe: MergeRecipe) -> str | None:
-    """Some attention backends do not call `scaled_dot_product_attention`, or take no mask."""
+    """Some attention backends do not call `scaled_dot_product_attention`."""
     if site.layout.takes_keys:
         return None
     for attention in site.attentions:
         backend = backend_of(attention)
-        if backend is None:
-            continue
-        if _must_intercept(recipe) and not backend.calls_torch:
+        if backend is not None and not backend.calls_torch and _must_intercept(recipe):
             reason = "makes calls that cannot be intercepted"
             return f"the attention backend {backend.name!r} {reason}; call {backend.remedy}, or {NOTHING_TO_ADD}"
-        if _needs_bias(recipe) and not backend.takes_mask:
-            return f"the attention backend {backend.name!r} takes no mask; call {backend.remedy}, or {NOTHING_TO_ADD}"
     return None
 
 

@@ -28,6 +28,12 @@ def backend_of(attention: nn.Module) -> Backend | None:
     return _backend_of_diffusers(attention) or _backend_of_transformers(attention)
 
 
+def takes_mask(attention: nn.Module) -> bool:
+    """Whether the kernel of a self-attention may be called with a mask."""
+    backend = backend_of(attention)
+    return backend is None or backend.takes_mask
+
+
 def _backend_of_diffusers(attention: nn.Module) -> Backend | None:
     processor: Any = getattr(attention, "processor", None)
     if not hasattr(processor, "_attention_backend"):

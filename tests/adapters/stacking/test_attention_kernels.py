@@ -1,12 +1,18 @@
 """Attention kernels beside a session on a transformer."""
 
 from collections.abc import Iterator
+from itertools import product
 
 import pytest
+import torch
 from diffusers.models.attention_dispatch import _AttentionBackendRegistry
+from torch import Tensor
+from torch._dynamo.testing import CompileCounter
+from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
 
 from catome_adapters import attach
-from running import assert_same, make_recipe, maskless_recipe, run, run_merged
+from running import ONCE, assert_close, assert_same, call, make_recipe, maskless_recipe, run, run_merged
 from zoo.transformers import ARCHITECTURES
 
 
@@ -17,9 +23,13 @@ def default_backend() -> Iterator[None]:
     _AttentionBackendRegistry.set_active_backend("native")
 
 
-@pytest.mark.parametrize("backend", ["native", "_native_math"])
-@pytest.mark.parametrize("name", ["Flux", "Wan", "Qwen-Image"])
-def test_backends_of_torch_take_the_mask(recipe, backend, name):
+# With flash attention, diffusers refuses Qwen-Image's own mask of the text.
+OF_TORCH = [("Flux", "_native_flash"), ("Wan", "_native_flash")]
+OF_TORCH += product(("Flux", "Wan", "Qwen-Image"), ("native", "_native_math"))
+
+
+@pytest.mark.parametrize(("name", "backend"), OF_TORCH)
+def test_backends_of_torch_take_the_mask_or_extra_channels(recipe, backend, name):
     subject = ARCHITECTURES[name]
     network = subject.network()
     with attach(network, recipe) as session:
@@ -44,8 +54,46 @@ def test_backend_that_takes_no_mask_works_where_none_is_needed(scope, name):
         assert_same(run(subject, network, session), expected, tolerance=1e-4)
 
 
-@pytest.mark.parametrize("backend", ["flex", "_native_flash"])
-def test_backend_that_takes_no_mask_is_refused_before_and_after_attach(backend):
+class Masks(TorchFunctionMode):
+    """Records the masks of fused attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.masks: list[Tensor | None] = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func is scaled_dot_product_attention:
+            self.masks.append(kwargs.get("attn_mask"))
+        return func(*args, **kwargs)
+
+
+def test_flash_attention_gets_no_mask_from_the_next_step_on():
+    subject = ARCHITECTURES["Flux"]
+    network = subject.network()
+    with attach(network, make_recipe()) as session, Masks() as recorded:
+        call(subject, network, session)
+        assert None not in recorded.masks
+        network.set_attention_backend("_native_flash")
+        recorded.masks.clear()
+        call(subject, network, session, 1)
+    assert set(recorded.masks) == {None}
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+def test_flash_attention_compiles_without_a_break_and_to_as_many_graphs():
+    subject, counter = ARCHITECTURES["Wan"], CompileCounter()
+    network = subject.shallow()
+    network.set_attention_backend("_native_flash")
+    with attach(network, make_recipe(schedule=ONCE)) as session:
+        eager = [call(subject, network, session, step, seed=step) for step in range(3)]
+        compiled = torch.compile(network, fullgraph=True, backend=counter)
+        assert_close([call(subject, compiled, session, step, seed=step) for step in range(3)], eager)
+    assert counter.frame_count == subject.graphs
+
+
+def test_backend_that_is_not_torchs_is_refused_before_and_after_attach():
+    backend = "flex"
     subject = ARCHITECTURES["Flux"]
     network = subject.network()
     message = f"transformer_blocks.0: the attention backend '{backend}' .*set_attention_backend.'native'.*spare='fill'"
