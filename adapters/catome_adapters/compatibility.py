@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import nn
 
 from catome_adapters.hooks.attention import is_enclosed
-from catome_adapters.hooks.backend import backend_of
+from catome_adapters.hooks.backend import Backend, backend_of
 from catome_adapters.hooks.scopes import SCOPES
 from catome_adapters.recipe import MergeRecipe
 from catome_adapters.sites.ranks import RankGrid, count_ranks, splits_itself
@@ -39,6 +40,7 @@ def check_attachable(sites: Sequence[MergeSite], recipe: MergeRecipe) -> None:
         raise RuntimeError(f"{taken[0]} and {len(taken) - 1} more have a session already; call its detach() first")
     _check(sites, recipe, (_scope_fits, _needs_no_steps))
     check_compatible(sites, recipe)
+    _warn_of_substitute(sites, recipe)
 
 
 def check_compatible(sites: Sequence[MergeSite], recipe: MergeRecipe) -> None:
@@ -113,15 +115,30 @@ def _substitutes(module: nn.Module) -> list[Any]:
 
 
 def _attention_can_change(site: MergeSite, recipe: MergeRecipe) -> str | None:
-    """Some attention backends do not call `scaled_dot_product_attention`."""
-    if site.layout.takes_keys:
+    """Some attention backends do not call `scaled_dot_product_attention`, and have no substitute that does."""
+    backend = _foreign_backend(site, recipe)
+    if backend is None or backend.has_substitute:
         return None
-    for attention in site.attentions:
-        backend = backend_of(attention)
-        if backend is not None and not backend.calls_torch and _must_intercept(recipe):
-            reason = "makes calls that cannot be intercepted"
-            return f"the attention backend {backend.name!r} {reason}; call {backend.remedy}, or {NOTHING_TO_ADD}"
-    return None
+    reason = "makes calls that cannot be intercepted"
+    return f"the attention backend {backend.name!r} {reason}; call {backend.remedy}, or {NOTHING_TO_ADD}"
+
+
+def _foreign_backend(site: MergeSite, recipe: MergeRecipe) -> Backend | None:
+    """The backend whose calls would have to be intercepted and cannot be."""
+    if site.layout.takes_keys or not _must_intercept(recipe):
+        return None
+    backends = (backend_of(attention) for attention in site.attentions)
+    return next((one for one in backends if one is not None and not one.calls_torch), None)
+
+
+def _warn_of_substitute(sites: Sequence[MergeSite], recipe: MergeRecipe) -> None:
+    foreign = {backend.name for site in sites if (backend := _foreign_backend(site, recipe)) is not None}
+    if foreign:
+        warnings.warn(
+            f"the attention backend {min(foreign)!r} cannot be made aware of merged tokens, so attention over them "
+            f"runs on torch's flash attention instead; to keep the backend, {NOTHING_TO_ADD}",
+            stacklevel=4,
+        )
 
 
 def _needs_bias(recipe: MergeRecipe) -> bool:

@@ -76,7 +76,7 @@ def attend_with_channels(call: dict[str, Any], bias: Float[Tensor, "batch 1 1 sl
             f"where it takes {MOST_CHANNELS}: use a kernel that takes a mask, or spare='fill' and proportional=False"
         )
     weights = _as_channels((bias.clamp_min(MASKED_SCORE) / scale).clamp_min(LOWEST_BIAS), key.dtype)
-    wide = {
+    wide: dict[str, Any] = {
         "query": pad(torch.cat([query, query.new_ones(*query.shape[:-1], 2)], -1), (0, extra - 2)),
         "key": pad(torch.cat([key, weights.expand(*key.shape[:-1], 2)], -1), (0, extra - 2)),
         "value": pad(value, (0, extra)),

@@ -118,7 +118,8 @@ class InterceptAttention(TorchFunctionMode):
         if given is None and not self.takes_mask and self.mask.needs_bias:
             bias = attention_bias(self.plan, dtype=torch.float32, proportional=self.mask.proportional)
             return attend_with_channels(call, bias)
-        return scaled_dot_product_attention(**call | {"attn_mask": self.mask.for_slots(given, call["query"].dtype)})
+        call["attn_mask"] = self.mask.for_slots(given, call["query"].dtype)
+        return scaled_dot_product_attention(**call)
 
     def _matches(self, keys: int) -> bool:
         fits = keys == self.length and (self.all_calls or not self.was_called)
