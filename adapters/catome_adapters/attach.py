@@ -120,7 +120,8 @@ def _nothing_found(model: Any, skipped: Sequence[SkippedSite]) -> str:
     return (
         f"no tokens to merge in {networks}: looked for `transformer_blocks` with a self-attention `attn1` inside "
         "down_blocks, mid_block and up_blocks (UNets), lists of blocks that are in diffusers' TransformerBlockRegistry "
-        f"(transformers), and `blocks` after a `patch_embed` (timm){reasons}\n"
+        "(transformers), `blocks` after a `patch_embed` (timm), and `layers` after `embeddings` of patches (encoders)"
+        f"{reasons}\n"
         "pass sites=[MergeSite(...)] to say where its tokens are"
     )
 

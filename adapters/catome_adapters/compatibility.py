@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import nn
 
 from catome_adapters.hooks.attention import is_enclosed
+from catome_adapters.hooks.backend import Backend, backend_of
 from catome_adapters.hooks.scopes import SCOPES
 from catome_adapters.recipe import MergeRecipe
 from catome_adapters.sites.ranks import RankGrid, count_ranks, splits_itself
@@ -38,6 +40,7 @@ def check_attachable(sites: Sequence[MergeSite], recipe: MergeRecipe) -> None:
         raise RuntimeError(f"{taken[0]} and {len(taken) - 1} more have a session already; call its detach() first")
     _check(sites, recipe, (_scope_fits, _needs_no_steps))
     check_compatible(sites, recipe)
+    _warn_of_substitute(sites, recipe)
 
 
 def check_compatible(sites: Sequence[MergeSite], recipe: MergeRecipe) -> None:
@@ -68,19 +71,24 @@ def _scope_fits(site: MergeSite, recipe: MergeRecipe) -> str | None:
 
 def _needs_no_steps(site: MergeSite, recipe: MergeRecipe) -> str | None:
     """A model that is called once per input has no later steps, and what happens only in them would save nothing."""
+    reason = waits_for_steps(recipe)
+    if site.denoises or reason is None:
+        return None
+    return (
+        f"it belongs to a model that is called once for every input, without steps, and {reason}: use "
+        'RECIPES["vit"], or a recipe with a fixed AdaptiveMerge(capacity=0.25, spare="fill"), metric="input" and '
+        "no during"
+    )
+
+
+def waits_for_steps(recipe: MergeRecipe) -> str | None:
+    """What the recipe does only after the first step of a run, if anything; its schedule aside."""
     later = {
         "policy.capacity is None, which adapts": recipe.policy.capacity is None,
         "metric='output' merges": recipe.metric == "output",
         "during is a part of the run, which merges": recipe.during != (0.0, 1.0),
     }
-    reasons = [f"{reason} after the first step" for reason, applies in later.items() if applies]
-    if site.denoises or not reasons:
-        return None
-    return (
-        f"it belongs to a model that is called once for every input, without steps, and {reasons[0]}: use "
-        'RECIPES["vit"], or a recipe with a fixed AdaptiveMerge(capacity=0.25, spare="fill"), metric="input" and '
-        "no during"
-    )
+    return next((f"{reason} after the first step" for reason, applies in later.items() if applies), None)
 
 
 def _no_cache_of_merged_tokens(site: MergeSite, recipe: MergeRecipe) -> str | None:
@@ -107,36 +115,30 @@ def _substitutes(module: nn.Module) -> list[Any]:
 
 
 def _attention_can_change(site: MergeSite, recipe: MergeRecipe) -> str | None:
-    """Some attention backends do not call `scaled_dot_product_attention`, or take no mask."""
-    if site.layout.takes_keys:
+    """Some attention backends do not call `scaled_dot_product_attention`, and have no substitute that does."""
+    backend = _foreign_backend(site, recipe)
+    if backend is None or backend.has_substitute:
         return None
-    for attention in site.attentions:
-        backend = _backend(attention)
-        if _must_intercept(recipe) and not _can_intercept(backend):
-            return f"the attention backend {backend!r} makes calls that cannot be intercepted; {_backend_remedy()}"
-        if _needs_bias(recipe) and backend == "_native_flash":
-            return f"the attention backend {backend!r} takes no mask; {_backend_remedy()}"
-    return None
+    reason = "makes calls that cannot be intercepted"
+    return f"the attention backend {backend.name!r} {reason}; call {backend.remedy}, or {NOTHING_TO_ADD}"
 
 
-def _backend_remedy() -> str:
-    return f"call set_attention_backend('native') on the network, or {NOTHING_TO_ADD}"
-
-
-def _can_intercept(backend: str | None) -> bool:
-    return backend is None or (backend.strip("_").startswith("native") and not backend.endswith(("_npu", "_xla")))
-
-
-def _backend(attention: nn.Module) -> str | None:
-    """The name of diffusers' backend for this attention; None if there is no such choice."""
-    processor: Any = getattr(attention, "processor", None)
-    if not hasattr(processor, "_attention_backend"):
+def _foreign_backend(site: MergeSite, recipe: MergeRecipe) -> Backend | None:
+    """The backend whose calls would have to be intercepted and cannot be."""
+    if site.layout.takes_keys or not _must_intercept(recipe):
         return None
-    # The active backend has no public name.
-    from diffusers.models.attention_dispatch import _AttentionBackendRegistry  # pyright: ignore[reportPrivateUsage]
+    backends = (backend_of(attention) for attention in site.attentions)
+    return next((one for one in backends if one is not None and not one.calls_torch), None)
 
-    backend = processor._attention_backend or _AttentionBackendRegistry.get_active_backend()[0]
-    return getattr(backend, "value", backend)
+
+def _warn_of_substitute(sites: Sequence[MergeSite], recipe: MergeRecipe) -> None:
+    foreign = {backend.name for site in sites if (backend := _foreign_backend(site, recipe)) is not None}
+    if foreign:
+        warnings.warn(
+            f"the attention backend {min(foreign)!r} cannot be made aware of merged tokens, so attention over them "
+            f"runs on torch's flash attention instead; to keep the backend, {NOTHING_TO_ADD}",
+            stacklevel=4,
+        )
 
 
 def _needs_bias(recipe: MergeRecipe) -> bool:

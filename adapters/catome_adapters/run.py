@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from torch import nn
 
-from catome_adapters.compatibility import check_compatible
+from catome_adapters.compatibility import check_compatible, waits_for_steps
 from catome_adapters.hooks.attachment import Attachment
 from catome_adapters.hooks.host import Host
 from catome_adapters.hooks.pairs import MAX_CALLS_PER_STEP, SitePairs
@@ -36,6 +36,8 @@ class MergeRun:
     Attributes:
         attachment: The hooks.
         log: What the last run did.
+        needs_steps: Whether one call differs from another by its step. Otherwise every call whose step is unknown is a
+            run of its own.
     """
 
     def __init__(
@@ -50,6 +52,8 @@ class MergeRun:
         self._warned: set[str] = set()
         self.denoises = any(site.denoises for site in sites)
         self.worth = Worth(recipe, blocks_share, self.denoises)
+        reuses = len(recipe.schedule.steps) < recipe.schedule.of or waits_for_steps(recipe) is not None
+        self.needs_steps = self.denoises and reuses
         rules = MergeRules(
             scope=SCOPES[recipe.scope],
             policy=recipe.policy,
@@ -85,7 +89,8 @@ class MergeRun:
                 self._warn_once(MANY_CALLS)
         elif self.denoises:
             check_compatible(self.sites, self.recipe)
-            self._warn_once(NO_STEPS)
+            if self.needs_steps:
+                self._warn_once(NO_STEPS)
 
     def finish_step(self, step: int | None, completed: bool) -> bool:
         """After a step: record it, and decide about the next ones; whether anything ran."""
@@ -93,10 +98,9 @@ class MergeRun:
             self._warn_of_idle()
         ran = self.attachment.ran
         # Without any, the step was recorded already, or the scheduler is shared with another pipeline.
-        if not ran or (step is None and self.denoises):
+        if not ran or (step is None and self.needs_steps):
             return False
         if step is None:
-            # A model without steps: every call is a run of its own.
             self.log.begin_run()
         fresh = self.attachment.finish_step()
         self.log.add(self._record(step, bool(fresh), [(segment, pairs.plan) for segment, pairs in ran]), completed)
@@ -110,7 +114,7 @@ class MergeRun:
     def pending(self, step: int | None) -> StepRecord | None:
         """The record of the present step so far; None if nothing ran, or if it is unknown which step it is."""
         ran = self.attachment.ran
-        if not ran or (step is None and self.denoises):
+        if not ran or (step is None and self.needs_steps):
             return None
         fresh = any(pairs.is_fresh for _, pairs in ran)
         return self._record(step, fresh, [(segment, pairs.current_plan()) for segment, pairs in ran])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -14,10 +14,10 @@ from catome_core.planning import MergePlan
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-# Fused kernels take head sizes that are a multiple of it.
-CHANNEL_MULTIPLE = 8
-# exp of it is 0, and it is far from the limits of half precision.
-MASKED_SCORE = -1000.0
+# Fused kernels take head sizes that are a multiple of the one, and flash attention at most the other.
+CHANNEL_MULTIPLE, MOST_CHANNELS = 8, 256
+# exp of the one is 0; half precision has room for the other.
+MASKED_SCORE, LOWEST_BIAS = -1000.0, -(2.0**15)
 
 
 def attend_without_mask(
@@ -52,15 +52,41 @@ def attend_without_mask(
         >>> torch.allclose(attend_without_mask(query, key, value, plan, proportional=True), masked, atol=1e-5)
         True
     """
-    channels = query.shape[-1]
-    scale = channels**-0.5
+    bias = attention_bias(plan, dtype=torch.float32, proportional=proportional)
+    return attend_with_channels({"query": query, "key": key, "value": value}, bias)
+
+
+def attend_with_channels(call: dict[str, Any], bias: Float[Tensor, "batch 1 1 slots"]) -> Tensor:
+    """Fused attention with these arguments, and a bias of the keys in channels of its own.
+
+    Args:
+        call: Arguments of `scaled_dot_product_attention`, without a mask.
+        bias: float32.
+
+    Raises:
+        ValueError: If the heads have no room for more channels.
+    """
+    query, key, value = (call[name] for name in ("query", "key", "value"))
+    channels, scale = query.shape[-1], call.get("scale")
+    scale = channels**-0.5 if scale is None else scale
     extra = 2 + -(channels + 2) % CHANNEL_MULTIPLE
-    bias = attention_bias(plan, dtype=torch.float32, proportional=proportional).clamp_min(MASKED_SCORE) / scale
-    # Two channels: what half precision rounds off in the first is in the second.
-    coarse = bias.to(key.dtype)
-    fine = (bias - coarse.float()).to(key.dtype)
-    weights = torch.stack([coarse, fine], -1).squeeze(2).expand(*key.shape[:-1], 2)
-    wide_key = pad(torch.cat([key, weights], -1), (0, extra - 2))
-    wide_query = pad(torch.cat([query, query.new_ones(*query.shape[:-1], 2)], -1), (0, extra - 2))
-    result = scaled_dot_product_attention(wide_query, wide_key, pad(value, (0, extra)), scale=scale)
-    return result[..., :channels]
+    if channels + extra > MOST_CHANNELS:
+        raise ValueError(
+            f"the heads have {channels} channels, and a kernel without masks needs {extra} more for the sizes of slots "
+            f"where it takes {MOST_CHANNELS}: use a kernel that takes a mask, or spare='fill' and proportional=False"
+        )
+    weights = _as_channels((bias.clamp_min(MASKED_SCORE) / scale).clamp_min(LOWEST_BIAS), key.dtype)
+    wide: dict[str, Any] = {
+        "query": pad(torch.cat([query, query.new_ones(*query.shape[:-1], 2)], -1), (0, extra - 2)),
+        "key": pad(torch.cat([key, weights.expand(*key.shape[:-1], 2)], -1), (0, extra - 2)),
+        "value": pad(value, (0, extra)),
+        "scale": scale,
+    }
+    return scaled_dot_product_attention(**call | wide)[..., : value.shape[-1]]
+
+
+def _as_channels(bias: Float[Tensor, "batch 1 1 slots"], dtype: torch.dtype) -> Float[Tensor, "batch 1 slots 2"]:
+    """Two channels: what half precision rounds off in the first is in the second."""
+    coarse = bias.to(dtype)
+    fine = (bias - coarse.float()).to(dtype)
+    return torch.stack([coarse, fine], -1).squeeze(2)

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import torch
 from einops import rearrange
 from torch import Tensor
 from torch.nn.functional import multi_head_attention_forward, scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
-from catome_core.attention.masks import SlotMask
+from catome_core.attention.channels import attend_with_channels
+from catome_core.attention.masks import SlotMask, attention_bias
 from catome_core.attention.multihead import rewrite_multihead
 from catome_core.merging import gather_anchors, merge
 from catome_core.planning import MergePlan
@@ -37,6 +39,7 @@ class InterceptAttention(TorchFunctionMode):
         merge_keys: Keys and values arrive unmerged: attend to the anchors' keys, and to the mean of each slot's values.
             The keys may have been rotated by then, so rotary embeddings need no care. False: everything arrives merged.
         all_calls: Change every attention over this many keys, and not just the first.
+        takes_mask: Whether fused attention may have a mask. False: what a mask would add is in channels of its own.
 
     Attributes:
         was_called: Whether such an attention was called.
@@ -65,10 +68,11 @@ class InterceptAttention(TorchFunctionMode):
         padded: bool = True,
         merge_keys: bool = False,
         all_calls: bool = False,
+        takes_mask: bool = True,
     ) -> None:
         super().__init__()
         needs_bias = proportional or padded
-        self.plan, self.merge_keys, self.all_calls = plan, merge_keys, all_calls
+        self.plan, self.merge_keys, self.all_calls, self.takes_mask = plan, merge_keys, all_calls, takes_mask
         self.mask = SlotMask(plan, not merge_keys, needs_bias, proportional)
         self.was_called = False
         self.required = needs_bias or merge_keys
@@ -93,9 +97,9 @@ class InterceptAttention(TorchFunctionMode):
         if not known or not self._matches(key.shape[-2]):
             return scaled_dot_product_attention(**call)
         if not joined:
-            return scaled_dot_product_attention(**self._rewrite(call))
+            return self._attend(call)
         call |= {name: _split_heads(call[name], batch) for name in TENSOR_ARGUMENTS if call.get(name) is not None}
-        return rearrange(scaled_dot_product_attention(**self._rewrite(call)), "b h n c -> (b h) n c")
+        return rearrange(self._attend(call), "b h n c -> (b h) n c")
 
     def _on_multihead(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         key = args[1]
@@ -104,14 +108,18 @@ class InterceptAttention(TorchFunctionMode):
             args, kwargs = rewrite_multihead(args, kwargs, self.mask)
         return multi_head_attention_forward(*args, **kwargs)
 
-    def _rewrite(self, call: dict[str, Any]) -> dict[str, Any]:
-        """The arguments of fused attention, with four dimensions each, for slots."""
+    def _attend(self, call: dict[str, Any]) -> Tensor:
+        """Fused attention over slots, whose arguments have four dimensions each."""
+        _refuse_causal(call)
         if self.merge_keys:
             key, value = gather_anchors(call["key"], self.plan, dim=2), _merge_heads(call["value"], self.plan)
             call |= {"key": key, "value": value}
-        mask = self.mask.for_slots(call.get("attn_mask"), call["query"].dtype)
-        _refuse_causal(call)
-        return call | {"attn_mask": mask}
+        given = call.get("attn_mask")
+        if given is None and not self.takes_mask and self.mask.needs_bias:
+            bias = attention_bias(self.plan, dtype=torch.float32, proportional=self.mask.proportional)
+            return attend_with_channels(call, bias)
+        call["attn_mask"] = self.mask.for_slots(given, call["query"].dtype)
+        return scaled_dot_product_attention(**call)
 
     def _matches(self, keys: int) -> bool:
         fits = keys == self.length and (self.all_calls or not self.was_called)

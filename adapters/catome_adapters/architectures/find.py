@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from catome_adapters.architectures.encoder import find_in_encoder, is_encoder
 from catome_adapters.architectures.transformer import find_in_transformer
 from catome_adapters.architectures.unet import find_in_unet, is_unet
 from catome_adapters.architectures.vit import find_in_vit, is_vit
@@ -21,13 +22,14 @@ Candidates = list[MergeSite | SkippedSite]
 ARCHITECTURES: list[tuple[Callable[[nn.Module], bool], Callable[[Any], Candidates]]] = [
     (is_vit, find_in_vit),
     (is_unet, find_in_unet),
+    (is_encoder, find_in_encoder),
     (lambda network: True, find_in_transformer),
 ]
 """How a network is recognized, and how its blocks are found; the first pair that fits counts."""
 
 
 def find_sites(model: Any) -> list[MergeSite]:
-    """Find every block of image or video tokens in a diffusers network, a timm ViT, or the pipeline around it.
+    """Find every block of image or video tokens in a diffusers network, a ViT of timm or transformers, or a pipeline.
 
     Args:
         model: A pipeline (its `unet`, `transformer` and `transformer_2` are searched) or a model, compiled or not.

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from catome_adapters.hooks.arguments import AttentionNeeds, ByArguments
+from catome_adapters.hooks.backend import kernel_for
 from catome_adapters.hooks.forward import ForwardState
 from catome_adapters.sites.call import Arguments, Signature, gather_rows
 from catome_adapters.sites.location import BlockPlans
@@ -90,7 +91,7 @@ class SelfAttention:
         on_output: Callable[[Tensor], None] | None,
     ) -> None:
         self.site, self.module, self.scope, self.state, self.needs = site, module, scope, state, needs
-        self.on_output, self.kind = on_output, type(module)
+        self.on_output, self.kind, self.kernel = on_output, type(module), kernel_for(module, needs)
         self.by_arguments = ByArguments(site, module, needs) if site.layout.takes_keys else None
         # Looked up here: in compiled code, by the module, it would be another graph for every block.
         self.signature, self.sees_text = Signature.of(module), module is site.attention
@@ -139,11 +140,12 @@ class SelfAttention:
         plan = plans.keys if self.sees_text else plans.tokens
         if self.by_arguments is not None:
             return self.by_arguments.aware(call, plan, merge_keys)
-        options = {"proportional": self.needs.proportional, "padded": self.needs.padded, "merge_keys": merge_keys}
-        return call, (InterceptAttention(plan, **options),)
+        options = {"padded": self.needs.padded, "merge_keys": merge_keys, "takes_mask": self.kernel.takes_mask}
+        return call, (InterceptAttention(plan, proportional=self.needs.proportional, **options), *self.kernel.contexts)
 
     def begin_step(self) -> None:
-        """Before a step, outside compiled code."""
+        """Before a step, outside compiled code: what else is at work on the module may have changed."""
+        self.kernel = kernel_for(self.module, self.needs)
         if self.by_arguments is not None:
             self.by_arguments.begin_step()
 

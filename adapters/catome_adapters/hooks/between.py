@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from catome_adapters.hooks.owner import HookOwner
-from catome_adapters.sites.call import Signature
+from catome_adapters.sites.call import Arguments, BlockCall, Signature
 from catome_adapters.sites.site import MergeSite
 from catome_adapters.steps.observe import ObservedMethod
 
@@ -70,7 +70,8 @@ class Between(HookOwner):
             ValueError: If gradient checkpointing would repeat blocks without the merge that they share.
         """
         names = ("gradient_checkpointing", "grad_checkpointing")
-        checkpointing = any(getattr(one, name, False) for one in (self.host, self.network) for name in names)
+        modules = (self.host, self.network, self.site.block)
+        checkpointing = any(getattr(one, name, False) for one in modules for name in names)
         if not self.is_single and torch.is_grad_enabled() and checkpointing:
             raise ValueError(
                 f"{self.site.name} is a segment, and gradient checkpointing would repeat its blocks one by one, "
@@ -93,4 +94,18 @@ class Between(HookOwner):
             f"forward_intermediates of {type(self.network).__name__} was called, and between its blocks tokens are "
             f'merged ({self.site.name}): use RECIPES["vit"], which gives every block\'s tokens their length back, or '
             "forward_features"
+        )
+
+
+def refuse_hidden_states(block: BlockCall, call: Arguments) -> None:
+    """Before a block that runs on merged tokens.
+
+    Raises:
+        ValueError: If transformers records hidden states, which it takes from the block's merged input.
+    """
+    config = getattr(block.site.attention, "config", None)
+    if call[1].get("output_hidden_states") or getattr(config, "output_hidden_states", False):
+        raise ValueError(
+            f"{block.site.name}: output_hidden_states was asked for, and would record merged tokens: use a recipe with "
+            "scope='attention' or 'keys', or detach the session for this call"
         )

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from catome_adapters.hooks.attention import Contexts, SelfAttention
+from catome_adapters.hooks.between import refuse_hidden_states
 from catome_adapters.hooks.forward import ForwardState
 from catome_adapters.hooks.owner import HookOwner
 from catome_adapters.hooks.scope import Planner, Scope
@@ -37,6 +38,7 @@ class Progressive(Scope):
 
     def before_block(self, state: ForwardState, block: BlockCall, call: Arguments) -> Arguments:
         """Rows for the slots that the blocks before have left."""
+        refuse_hidden_states(block, call)
         return call if state.plans is None else gather_rows(call, block.signature, block.site, state.plans)
 
     def before_attention(

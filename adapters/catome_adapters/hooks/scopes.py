@@ -8,10 +8,12 @@ from typing import Any
 from torch import nn
 
 from catome_adapters.hooks.attention import Contexts, SelfAttention
+from catome_adapters.hooks.between import refuse_hidden_states
 from catome_adapters.hooks.forward import ForwardState
 from catome_adapters.hooks.progressive import Progressive
 from catome_adapters.hooks.scope import Scope
 from catome_adapters.sites.call import Arguments, BlockCall, gather_rows
+from catome_adapters.sites.location import BlockPlans
 from catome_adapters.sites.site import MergeSite
 from catome_adapters.sites.weights import Flops, SiteWeights
 from catome_core import AdaptiveMerge, merge, unmerge
@@ -24,13 +26,12 @@ class AroundAttention(Scope):
         self, state: ForwardState, attention: SelfAttention, call: Arguments
     ) -> tuple[Arguments, Contexts]:
         """Merge its tokens."""
-        assert state.plans is not None
-        return attention.aware(attention.merge(call, state.plans), state.plans)
+        plans = _plans(state, attention)
+        return attention.aware(attention.merge(call, plans), plans)
 
     def after_attention(self, state: ForwardState, attention: SelfAttention, returned: Any) -> Any:
         """Unmerge its result."""
-        assert state.plans is not None
-        return attention.unmerge(returned, state.plans)
+        return attention.unmerge(returned, _plans(state, attention))
 
     def saved_flops(self, weights: SiteWeights, tokens: int, removed: float) -> Flops:
         """Projections of the removed tokens, and everything between them.
@@ -56,8 +57,7 @@ class KeysOnly(Scope):
         self, state: ForwardState, attention: SelfAttention, call: Arguments
     ) -> tuple[Arguments, Contexts]:
         """Merge its keys and values."""
-        assert state.plans is not None
-        return attention.aware(call, state.plans, merge_keys=True)
+        return attention.aware(call, _plans(state, attention), merge_keys=True)
 
     def merged_modules(self, site: MergeSite) -> Iterator[nn.Module]:
         """From outside, a self-attention that takes keys looks as if nothing were merged."""
@@ -91,6 +91,7 @@ class AroundBlock(Scope):
         """Merge the tokens of the first block, and give every block rows for its slots."""
         assert state.plan is not None
         assert state.plans is not None
+        refuse_hidden_states(block, call)
         if block.is_first:
             state.before = block.tokens(call)
             state.merged = merge(state.before, state.plan)
@@ -101,8 +102,7 @@ class AroundBlock(Scope):
         self, state: ForwardState, attention: SelfAttention, call: Arguments
     ) -> tuple[Arguments, Contexts]:
         """Its tokens are slots already."""
-        assert state.plans is not None
-        return attention.aware(call, state.plans)
+        return attention.aware(call, _plans(state, attention))
 
     def after_block(self, state: ForwardState, block: BlockCall, returned: Any) -> Any:
         """Add what the last block has changed to the tokens that entered the first one."""
@@ -126,6 +126,21 @@ class AroundBlock(Scope):
     def passes(self, kept: float) -> float:
         """Merge, unmerge, and two sums of tokens."""
         return 4 + 4 * kept
+
+
+def _plans(state: ForwardState, attention: SelfAttention) -> BlockPlans:
+    """The plans of the block that runs.
+
+    Raises:
+        ValueError: If none does: transformers checkpoints what is inside of the block's hooks.
+    """
+    if state.plans is None:
+        raise ValueError(
+            f"{attention.site.name}: its self-attention was called outside of its block, whose hooks make the plan, as "
+            "gradient checkpointing inside of the block does: call gradient_checkpointing_disable(), or detach the "
+            "session for training"
+        )
+    return state.plans
 
 
 SCOPES: dict[str, Scope] = {

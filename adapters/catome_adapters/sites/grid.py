@@ -113,19 +113,28 @@ def shapes_from(argument: str) -> Measure:
     return measure
 
 
+COMPILED = "the model was compiled with; call torch.compiler.reset() before another size"
+WRITTEN = (
+    "was read from them, and no write that torch counts came after: pass another tensor, or copy_() into one that was "
+    "made outside of torch.inference_mode()"
+)
+
+
 class PositionGrid:
     """An argument holds the position (..., row, column) of every token: int or float (tokens, 3 or more).
 
     Tokens whose other coordinates differ from those of the first token (reference images) belong to no grid. The
-    positions are read from the device once per tensor; a compiled model checks them against those that it was
-    compiled with.
+    positions are read from the device once per tensor, and again after torch has written into it. Torch does not count
+    writes through `.data`, numpy or a replayed CUDA graph, nor into tensors of inference mode, and to see them would
+    take a read at every call. So every call compares the positions with the grid on the device, and raises
+    RuntimeError if they differ. A compiled model compares them with the grid that it was compiled for.
     """
 
     def __init__(self, argument: str, row: int = 1) -> None:
         self.argument, self.row = argument, row
         # Not where it is defined: this imports the compiler, which takes longer than all the rest of the library.
         torch.compiler.assume_constant_result(_read)
-        self.known: Tensor | None = None
+        self.known: tuple[Tensor, int | None] | None = None
         self.shape: Shape = ()
 
     def __call__(self, arguments: Mapping[str, Any]) -> GridSize:
@@ -139,10 +148,14 @@ class PositionGrid:
     def _shape(self, positions: Tensor) -> Shape:
         if torch.compiler.is_compiling():
             shape = _read(positions, self.row)
-            _expect_positions(positions, self.row, shape)
+            _expect_positions(positions, self.row, shape, COMPILED)
             return shape
-        if positions is not self.known:
-            self.known, self.shape = positions, _read(positions, self.row)
+        # Tensors of inference mode have no version.
+        version = None if positions.is_inference() else positions._version
+        if self.known is None or self.known[0] is not positions or self.known[1] != version:
+            self.known, self.shape = (positions, version), _read(positions, self.row)
+        else:
+            _expect_positions(positions, self.row, self.shape, WRITTEN)
         return self.shape
 
 
@@ -169,14 +182,14 @@ def _read(positions: Tensor, row: int) -> Shape:
     return height, width
 
 
-def _expect_positions(positions: Tensor, row: int, shape: Shape) -> None:
-    """A compiled graph holds for one grid, and other positions of as many tokens would not compile it anew."""
+def _expect_positions(positions: Tensor, row: int, shape: Shape, reason: str) -> None:
+    """Raise RuntimeError if the positions are not those of this grid; the host does not wait for the device."""
     height, width = shape
-    plane = positions[: height * width, row : row + 2]
-    index = torch.arange(height * width, device=plane.device)
-    expected = torch.stack([index // width, index % width], -1) + plane[:1]
-    message = (
-        f"positions are not those of the {height} x {width} grid that the model was compiled with; call "
-        "torch.compiler.reset() before another size"
-    )
-    torch.ops.aten._assert_async.msg((plane == expected).all(), message)
+    index = torch.arange(len(positions), device=positions.device)
+    in_grid = index < height * width
+    of_image = (positions[:, :row] == positions[:1, :row]).all(-1)
+    expected = torch.stack([index // width, index % width], -1) + positions[:1, row : row + 2]
+    at_place = (positions[:, row : row + 2] == expected).all(-1)
+    fits = (of_image == in_grid) & (at_place | ~in_grid)
+    message = f"positions are not those of the {height} x {width} grid that {reason}"
+    torch.ops.aten._assert_async.msg(fits.all(), message)
