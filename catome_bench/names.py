@@ -9,7 +9,7 @@ Arch = Literal["unet", "dit"]
 
 ARCHS: tuple[Arch, ...] = get_args(Arch)
 RECIPE_NAMES = ("default", "paper", "keys", "tomesd", "vit", "tome")
-LEVELS = ("block", "check", "kernels", "operations", "ladder", "model", "pipeline")
+LEVELS = ("block", "check", "kernels", "operations", "ladder", "model", "pipeline", "never-slower")
 SUITE_NAMES = ("cpu", "gpu")
 CASE_NAMES = (
     "sd15-512-attention",

@@ -24,7 +24,7 @@ from catome_bench.files import check_file, whole_file
 from catome_bench.measure.environment import describe_environment
 from catome_bench.measure.rows import Row, describe
 from catome_bench.views.scatter import scatter
-from catome_bench.views.tables import render_checks, render_pictures, render_rows
+from catome_bench.views.tables import render_checks, render_never_slower, render_pictures, render_rows
 
 MIN_COLUMNS = 120
 MEASURED_PACKAGES = ("tomesd", "ca-tome", "triton")
@@ -115,6 +115,8 @@ def render_table(table: dict[str, Any], title: str) -> Table | str:
         return f"{title}: {table['note']}"
     if table["level"] == "pipeline":
         return render_pictures(table)
+    if table["level"] == "never-slower":
+        return render_never_slower(table)
     return (render_checks if table["level"] == "check" else render_rows)(title, table["rows"])
 
 

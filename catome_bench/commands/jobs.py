@@ -13,7 +13,7 @@ from catome_bench.measure.contender import MakeContender
 from catome_bench.measure.race import race
 from catome_bench.measure.rows import Row
 from catome_bench.models.pipeline import PIPELINES
-from catome_bench.races import blocks, networks, pictures
+from catome_bench.races import blocks, networks, never_slower, pictures
 from catome_bench.races.contenders import block_contenders, rung_contenders
 from catome_bench.races.kernels import HEAD_SIZES, race_kernels
 from catome_bench.races.networks import network_contenders
@@ -70,6 +70,7 @@ def plan_jobs(setting: Setting, levels: Sequence[str], cases: Sequence[str]) -> 
         "ladder": _ladder_jobs,
         "model": _model_jobs,
         "pipeline": _pipeline_jobs,
+        "never-slower": _never_slower_jobs,
     }
     jobs = [job for level in planners if level in levels for job in planners[level](setting, cases)]
     return sorted(jobs, key=lambda job: ORDER.index(job.mode))
@@ -148,3 +149,11 @@ def _pipeline_jobs(setting: Setting, cases: Sequence[str]) -> Iterator[Job]:
                 mode="",
                 run=partial(pictures.run_pictures, arch=arch, device=setting.device),
             )
+
+
+def _never_slower_jobs(setting: Setting, cases: Sequence[str]) -> Iterator[Job]:
+    options = {"repeats": min(setting.repeats, 3), "device": setting.device}
+    for arch in PIPELINES:
+        for size in never_slower.STEPS_BY_SIZE if arch in (cases or PIPELINES) else ():
+            run = partial(never_slower.run_never_slower, arch=arch, size=size, **options)
+            yield Job(level="never-slower", case=arch, mode="", run=run)

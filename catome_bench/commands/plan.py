@@ -13,6 +13,7 @@ from rich.table import Table
 
 from catome_adapters import SCOPES, MergeRecipe, MergeSite
 from catome_adapters.prediction.seconds import TYPICAL_BATCH
+from catome_adapters.prediction.worth import MIN_GAIN
 from catome_bench.commands.options import default_device, find_recipe
 from catome_bench.planning.blueprint import read_blueprint
 from catome_bench.planning.forecast import Forecast, SiteForecast, forecast
@@ -60,7 +61,8 @@ def verdict(result: Forecast, recipe: MergeRecipe, device: str) -> str:
     adapts, capacity = recipe.policy.capacity is None, f" and capacity {recipe.policy.capacity}"
     setting = f"with scope {recipe.scope}{'' if adapts else capacity} on {device}"
     if not any(one.merges for one in result.sites):
-        return f"no gain expected {setting}: every block loses time at this size, and larger sizes gain more"
+        enough = f"{MIN_GAIN:.0%} of the network's time"
+        return f"no gain expected {setting}: at this size no block saves {enough}, and larger sizes gain more"
     return f"expected {result.speedup:.2f}x {setting}{', if half of the tokens merge' if adapts else ''}; {attach}"
 
 

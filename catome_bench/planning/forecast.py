@@ -7,17 +7,22 @@ from dataclasses import replace
 from math import prod
 from typing import NamedTuple
 
+import torch
 from torch import nn
 
 from catome_adapters import SCOPES, MergeRecipe, MergeSite, Prediction, find_sites, predict_site
 from catome_adapters.architectures.unet import is_unet
 from catome_adapters.compatibility import check_attachable
 from catome_adapters.prediction.levels import attached_levels, predict_levels
-from catome_adapters.prediction.seconds import TYPICAL_BATCH, rates_for, typical_grid
+from catome_adapters.prediction.network import blocks_seconds, network_seconds
+from catome_adapters.prediction.rates import rates_for
+from catome_adapters.prediction.seconds import TYPICAL_BATCH, typical_grid
+from catome_adapters.prediction.worth import MIN_GAIN, Worth
 from catome_adapters.sites.weights import Flops, count_weights
 from catome_bench.planning.blueprint import Blueprint
 from catome_bench.planning.grids import Pixels, input_size, sites_at
 from catome_bench.planning.unet_flops import count_flops
+from catome_core import PlanKey
 
 
 class SiteForecast(NamedTuple):
@@ -75,7 +80,11 @@ def forecast(model: Blueprint, pixels: Pixels, recipe: MergeRecipe, device_type:
     # "auto" chooses for the size that the configuration names, as `attach` does.
     own = [site for network in model.networks.values() for site in find_sites(network)]
     check_attachable(own, recipe)
-    levels = _levels(own, recipe, device_type)
+    network = network_seconds(model.networks.values(), own, recipe, device_type)
+    levels = _levels(own, recipe, device_type, MIN_GAIN * network)
+    attached = [site for site in own if site.level in levels]
+    blocks_share = blocks_seconds(attached, recipe, device_type) / network if network else 1.0
+    worth = Worth(recipe, blocks_share, model.denoises)
     several = len(by_network) > 1
     sites = [
         replace(site, name=f"{name}.{site.name}") if several else site
@@ -87,24 +96,26 @@ def forecast(model: Blueprint, pixels: Pixels, recipe: MergeRecipe, device_type:
     rates = rates_for(device_type)
     seconds = TYPICAL_BATCH * (total.linear / rates.flops + total.attention / rates.attention_flops)
     counted = all(map(is_unet, model.networks.values()))
-    return Forecast([_predict(site, recipe, device_type, levels) for site in sites], total, counted, levels, seconds)
+    return Forecast([_predict(site, worth, device_type, levels) for site in sites], total, counted, levels, seconds)
 
 
-def _predict(site: MergeSite, recipe: MergeRecipe, device_type: str, levels: list[int]) -> SiteForecast:
-    grid = typical_grid(site, recipe)
+def _predict(site: MergeSite, worth: Worth, device_type: str, levels: list[int]) -> SiteForecast:
+    grid = typical_grid(site, worth.recipe)
     assert grid is not None, f"{site.name} has no grid"
-    prediction = predict_site(site, recipe, grid, device_type=device_type)
-    # Only "auto" leaves calls alone that would lose.
-    return SiteForecast(site, prediction, site.level in levels and (recipe.levels != "auto" or prediction.gain > 0))
+    prediction = predict_site(site, worth.recipe, grid, device_type=device_type)
+    key = PlanKey(TYPICAL_BATCH, grid, torch.device(device_type), torch.float32)
+    return SiteForecast(site, prediction, site.level in levels and worth.at_size(count_weights(site), key))
 
 
-def _levels(sites: list[MergeSite], recipe: MergeRecipe, device_type: str) -> list[int]:
+def _levels(sites: list[MergeSite], recipe: MergeRecipe, device_type: str, minimum: float) -> list[int]:
     known = sorted({site.level for site in sites})
     if isinstance(recipe.levels, tuple):
         if not set(recipe.levels) <= set(known):
             raise ValueError(f"the recipe's levels are {recipe.levels}; this model has levels {known}")
         return list(recipe.levels)
-    auto = attached_levels(sites, predict_levels(sites, recipe, device_type)) if recipe.levels == "auto" else []
+    auto = (
+        attached_levels(sites, predict_levels(sites, recipe, device_type), minimum) if recipe.levels == "auto" else []
+    )
     return {"auto": auto, "top": known[:1], "all": known}[recipe.levels]
 
 

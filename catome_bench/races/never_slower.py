@@ -12,7 +12,7 @@ from catome_bench.models.artist import CLASSES, Artist
 from catome_bench.models.pipeline import Arch, ClassPipeline, load_shipped
 from catome_core import MergeWarning
 
-SIZES = {32: (6, 50), 64: (6, 50), 128: (6, 50), 256: (6,)}
+STEPS_BY_SIZE = {32: (6, 50), 64: (6, 50), 128: (6, 50), 256: (6,)}
 """Pixels along each side, and the lengths of the runs, in steps; at 256 pixels 50 steps would take an hour."""
 UNMERGED = "unmerged"
 MIN_SECONDS = 4.0
@@ -28,7 +28,7 @@ def run_never_slower(*, arch: Arch, size: int, repeats: int, device: str = "cpu"
         sites and steps that were left unmerged since they would lose time). A recipe that is refused has a `note`.
     """
     pipeline = load_shipped(arch).to(device)
-    rows = [row for steps in SIZES[size] for row in _compare(Artist(pipeline, steps, size), repeats)]
+    rows = [row for steps in STEPS_BY_SIZE[size] for row in _compare(Artist(pipeline, steps, size), repeats)]
     return {"size": size, "rows": rows}
 
 

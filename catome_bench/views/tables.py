@@ -87,6 +87,25 @@ def _picture_cells(row: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def render_never_slower(results: Mapping[str, Any]) -> Table:
+    """The rows of `run_never_slower`."""
+    title = f"{results['case']}, {results['size']} x {results['size']} pixels"
+    table = Table("steps", "recipe", title=title, title_justify="left")
+    for column in ("s/image", "speed-up", "merged", "left unmerged"):
+        table.add_column(column, justify="right")
+    for row in results["rows"]:
+        table.add_row(str(row["steps"]), row["subject"], *_never_slower_cells(row))
+    return table
+
+
+def _never_slower_cells(row: Mapping[str, Any]) -> list[str]:
+    if "note" in row:
+        return ["", row["note"].partition(": ")[0], "", ""]
+    low, high = row["speedup_range"]
+    speedup = f"{row['speedup']:.2f}x ({low:.2f}-{high:.2f})"
+    return [f"{row['seconds']:.2f}", speedup, f"{row['merged']:.0%}", f"{row['unmerged_steps']:.0%}"]
+
+
 def render_vits(rows: Sequence[Mapping[str, Any]]) -> str:
     """The rows of `race_vit`, under a line for each fraction."""
     lines = [f"{'':<34}{'tokens':>8}{'ms':>10}{'cosine':>10}{'correct':>10}"]
