@@ -61,11 +61,10 @@ class MergeRun:
             matches_output=recipe.metric == "output",
             seed=recipe.seed,
             strides=recipe.strides,
-            pays_off=self.worth.at_size,
+            pays_off=self.worth.pays_off,
         )
         self.attachment = Attachment(sites, rules, recipe.segment, before_call)
         self._trials = {segment: Trial(self.worth, segment.weights) for segment in self.attachment.segments}
-        self._total = 1
 
     def begin_run(self) -> None:
         """Check what else is at work on the model, and keep the last run's records until there are new ones."""
@@ -74,7 +73,7 @@ class MergeRun:
 
     def begin_step(self, step: int, total: int) -> None:
         """Decide what this step does."""
-        self._total = total
+        self.worth.total = total
         checkpoint = self.recipe.schedule.is_checkpoint(step, total)
         merging = self.recipe.merges_at(step, total)
         self.attachment.begin_step(
@@ -105,7 +104,7 @@ class MergeRun:
         fresh = self.attachment.finish_step()
         self.log.add(self._record(step, bool(fresh), [(segment, pairs.plan) for segment, pairs in ran]), completed)
         self._decide(step, fresh)
-        if step in (None, self._total - 1):
+        if step is None or step + 1 == self.worth.total:
             unmerged = explain_unmerged(self.log.records, self.recipe, self.sites[0].shape)
             if unmerged:
                 self._warn_once(unmerged)
@@ -130,6 +129,7 @@ class MergeRun:
 
     def reset(self) -> None:
         """Forget every plan."""
+        self.worth.total = None
         self.attachment.reset()
         for trial in self._trials.values():
             trial.begin_run()
@@ -137,17 +137,19 @@ class MergeRun:
     def _record(self, step: int | None, checkpoint: bool, ran: Sequence[tuple[Segment, SitePlan]]) -> StepRecord:
         outcomes = [self.worth.outcome(one.weights, plan, checkpoint, one.blocks_per_plan) for one, plan in ran]
         seconds, gain = (sum(parts) for parts in zip(*outcomes, strict=True))
-        merging = step is None or self.recipe.merges_at(step, self._total)
+        total = self.worth.total
+        merging = step is None or total is None or self.recipe.merges_at(step, total)
         return StepRecord(step or 0, checkpoint, tuple(plan for _, plan in ran), merging, seconds, gain)
 
     def _decide(self, step: int | None, fresh: Mapping[Segment, Sequence[SitePairs]]) -> None:
         """After a checkpoint, when it is known how many tokens merge."""
         if fresh and self.recipe.policy.capacity is None:
             fit_capacity([pairs.cache for found in fresh.values() for pairs in found])
-        if step is None or step + 1 >= self._total:
+        total = self.worth.total
+        if step is None or total is None or step + 1 >= total:
             return
-        later = range(step + 1, self._total)
-        matches = sum(self.recipe.schedule.is_checkpoint(one, self._total) for one in later) / len(later)
+        later = range(step + 1, total)
+        matches = sum(self.recipe.schedule.is_checkpoint(one, total) for one in later) / len(later)
         for segment, (pairs, *_) in fresh.items():
             if pairs.plan.key is not None:
                 self._trials[segment].decide(pairs.plan.key, pairs.cache.capacity, matches)

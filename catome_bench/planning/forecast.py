@@ -104,7 +104,7 @@ def _predict(site: MergeSite, worth: Worth, device_type: str, levels: list[int])
     assert grid is not None, f"{site.name} has no grid"
     prediction = predict_site(site, worth.recipe, grid, device_type=device_type)
     key = PlanKey(TYPICAL_BATCH, grid, torch.device(device_type), torch.float32)
-    return SiteForecast(site, prediction, site.level in levels and worth.at_size(count_weights(site), key))
+    return SiteForecast(site, prediction, site.level in levels and worth.at_size(count_weights(site), key, None))
 
 
 def _levels(sites: list[MergeSite], recipe: MergeRecipe, device_type: str, minimum: float) -> list[int]:

@@ -21,8 +21,7 @@ class MergeRules:
         matches_output: Match what the scope computes, instead of what enters it.
         seed: Seed of random destinations.
         strides: From the size of a grid to the size of its cells.
-        pays_off: Whether merging gains time for such tokens. Called when a segment gets them for the first time, and
-            not while they pass.
+        pays_off: Whether merging gains time for such tokens; a constant to the compiler.
     """
 
     scope: Scope

@@ -52,7 +52,6 @@ class Segment:
         self.weights = count_weights(self.site)
         self.last_calls, self.blocks_per_plan = [LastCall() for _ in range(plans)], len(self.sites) // plans
         self._grids: dict[tuple[int, ...], TokenGrid] = {}
-        self._decisions: dict[tuple[Any, ...], bool] = {}
         self.pairs = PairsByCall(self._make_pairs, self.state)
         last = len(self.sites) - 1
         blocks = [BlockCall(site, index == 0, index == last) for index, site in enumerate(self.sites)]
@@ -97,21 +96,12 @@ class Segment:
         pairs, key = self.pairs.current[index], PlanKey(len(tokens), grid, tokens.device, tokens.dtype)
         # Only written here: compiled code has one graph for every value that it reads, and for the order of reading.
         self.last_calls[index].key = pairs.key = key
-        pairs.merged = self.pairs.merging and self.pays_off(key)
+        pairs.merged = self.pairs.merging and self.rules.pays_off(self.weights, key)
         self.state.match_output = pairs.merged and self.rules.matches_output and not pairs.cache.will_reuse(key)
         if self.state.match_output or not pairs.merged:
             return None
         plan = pairs.cache(tokens, grid)
         return None if pairs.cache.is_identity else plan
-
-    def pays_off(self, key: PlanKey) -> bool:
-        """Whether merging gains time for such tokens; predicted once for each size, and a constant to the compiler."""
-        if torch.compiler.is_compiling():
-            return self.rules.pays_off(self.weights, key)
-        size = (key.batch, key.grid, key.device.type)
-        if size not in self._decisions:
-            self._decisions[size] = self.rules.pays_off(self.weights, key)
-        return self._decisions[size]
 
     def remove(self) -> None:
         """Remove every hook."""

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
+
 from catome_adapters.hooks.scopes import SCOPES
 from catome_adapters.prediction.rates import rates_for
 from catome_adapters.prediction.seconds import (
@@ -20,6 +24,8 @@ MIN_GAIN = 0.03
 """Merging costs fidelity: `levels="auto"` leaves alone what gains less than this share of the network's time."""
 TRIAL_SHARE = 0.01
 """Share of the time of a run so far that may be spent on matching again what lost before."""
+FIRST_TRIAL_SHARE, FIRST_TRIAL_ODDS = 0.02, 3
+"""The first checkpoint may find nothing: it costs less than this share of the run, or a third of what it may gain."""
 
 
 class Worth:
@@ -32,19 +38,39 @@ class Worth:
         recipe: The recipe.
         blocks_share: Share of the network's time that the attached blocks take, without merging.
         denoises: Whether the recipe's schedule says which calls match.
+
+    Attributes:
+        total: Number of steps of the run; None if it is unknown.
     """
 
     def __init__(self, recipe: MergeRecipe, blocks_share: float, denoises: bool) -> None:
         self.recipe, self.blocks_share, self.denoises = recipe, blocks_share, denoises
         self.is_asked = recipe.levels in ("auto", "top") and SCOPES[recipe.scope].predictable
         self.min_gain = MIN_GAIN if recipe.levels == "auto" else 0.0
+        self.total: int | None = None
+        self._decisions: dict[tuple[Any, ...], bool] = {}
 
-    def at_size(self, weights: SiteWeights, key: PlanKey) -> bool:
-        """Before the first call with such tokens; only Python numbers, so a compiler sees a constant."""
+    def pays_off(self, weights: SiteWeights, key: PlanKey) -> bool:
+        """Whether to merge such tokens at all, decided once for each size and length of run.
+
+        A compiler sees a constant, which holds for runs of every length.
+        """
+        if torch.compiler.is_compiling():
+            return self.at_size(weights, key, None)
+        case = (weights, key.batch, key.grid, key.device.type, self.total)
+        if case not in self._decisions:
+            self._decisions[case] = self.at_size(weights, key, self.total)
+        return self._decisions[case]
+
+    def at_size(self, weights: SiteWeights, key: PlanKey, total: int | None) -> bool:
+        """Whether merging the share that is assumed of such tokens gains time; a run of usual length, if it is None."""
         if not self.is_asked:
             return True
         seconds = self.seconds(weights, key, assumed_share(key.grid, self.recipe))
-        return self._gains(seconds, typical_checkpoints(self.recipe) if self.denoises else 1.0)
+        if total is None:
+            return self._gains(seconds, typical_checkpoints(self.recipe) if self.denoises else 1.0)
+        matches = len(self.recipe.schedule.rescaled(total).steps) / total
+        return self._gains(seconds, matches) and self._can_try(seconds, matches, total)
 
     def at_capacity(self, weights: SiteWeights, key: PlanKey, capacity: float | None, matches: float) -> bool:
         """After a checkpoint, when the capacity is known, and the share of the steps left that recompute pairs."""
@@ -65,6 +91,14 @@ class Worth:
         gain = blocks * seconds.saved - seconds.reuse if plan.merges else 0.0
         gain -= seconds.match if checkpoint and plan.merged else 0.0
         return blocks * seconds.block / self.blocks_share, gain
+
+    def _can_try(self, seconds: SiteSeconds, matches: float, total: int) -> bool:
+        """Whether a first checkpoint that finds nothing would cost little of the run, or of what it may gain."""
+        if self.recipe.policy.capacity is not None:
+            return True
+        trial, call = seconds.match + seconds.reuse, seconds.block / self.blocks_share
+        gain = (total - 1) * seconds.gain(matches)
+        return trial <= FIRST_TRIAL_SHARE * total * call or FIRST_TRIAL_ODDS * trial <= gain
 
     def _gains(self, seconds: SiteSeconds, matches: float) -> bool:
         gain = seconds.gain(matches)

@@ -87,11 +87,11 @@ def test_call_too_small_to_gain_is_the_unpatched_one_and_a_larger_one_merges(mon
     on(monkeypatch, between(TokenGrid((8, 8)), TokenGrid((16, 16)), network))
     unpatched = run(network, noise(2, 4, 8, 8))
     with attach(network, HALF) as session:
-        session.begin_step(0, 2)
+        session.begin_step(0, 50)
         assert torch.equal(run(network, noise(2, 4, 8, 8)), unpatched)
         assert session.summary().merged_fraction == 0
         assert "attached, but left unmerged in the last call" in session.report()
-        session.begin_step(0, 2)
+        session.begin_step(0, 50)
         run(network, noise(2, 4, 16, 16))
         assert session.summary().merged_fraction == 0.5
         assert "attached, figures of the last call" in session.report()
@@ -103,7 +103,7 @@ def test_levels_by_number_merge_at_any_size_and_the_top_where_it_gains(monkeypat
     network = sd_unet()
     on(monkeypatch, between(TokenGrid((8, 8)), TokenGrid((16, 16)), network))
     with attach(network, replace(HALF, levels=levels)) as session:
-        session.begin_step(0, 2)
+        session.begin_step(0, 50)
         run(network, noise(2, 4, 8, 8))
         assert session.summary().merged_fraction == merged
 
@@ -129,9 +129,9 @@ def test_small_call_at_a_checkpoint_leaves_it_to_the_next_large_one(monkeypatch)
     network = sd_unet()
     on(monkeypatch, between(TokenGrid((8, 8)), TokenGrid((16, 16)), network))
     slots = []
-    with attach(network, replace(HALF, schedule=CheckpointSchedule((0, 1), of=4))) as session:
+    with attach(network, replace(HALF, schedule=CheckpointSchedule((0, 1), of=50))) as session:
         for step, side in enumerate((16, 8, 16, 16)):
-            session.begin_step(step, 4)
+            session.begin_step(step, 50)
             run(network, noise(2, 4, side, side, seed=step))
             slots.append(torch.stack([plan.slot for plan in session.plans().values()]))
     assert not torch.equal(slots[0], slots[2])

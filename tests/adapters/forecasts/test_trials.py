@@ -122,7 +122,7 @@ def test_auto_asks_for_a_share_of_the_network_and_the_top_for_any_gain(monkeypat
         monkeypatch.setitem(rates.DEVICE_RATES, "cpu", replace(CHEAP, bandwidth=1e15, launch=launch))
         worth = Worth(replace(half, levels=levels), 0.5, True)
         one = worth.seconds(weights, key, 0.5)
-        return one.gain(1 / 50) / one.block * 0.5, worth.at_size(weights, key)
+        return one.gain(1 / 50) / one.block * 0.5, worth.at_size(weights, key, None)
 
     free, dear = gain(0.0, "top")[0], gain(1.0, "top")[0]
     assert dear < 0 < MIN_GAIN < free
