@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -38,7 +37,6 @@ class CommandGroup(TyperGroup):
         except ModuleNotFoundError as error:
             code = end(_missing(error), 1)
         except OSError as error:
-            _drop_output()
             code = 1 if error.errno == errno.EPIPE else end(_without_number(error), 1)
         if code == INTERRUPTED:
             end("interrupted", code)
@@ -61,11 +59,3 @@ def _missing(error: ModuleNotFoundError) -> str:
 def _without_number(error: OSError) -> str:
     name = f": {error.filename}" if error.filename else ""
     return f"{error.strerror or error}{name}"
-
-
-def _drop_output() -> None:
-    """What stdout could not take would be written, and fail, once more when Python ends."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
