@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.nn.functional import embedding_bag
 
+from catome_core.means import copy_back, slot_means
 from catome_core.planning import MergePlan, PlanIndex, index_plan
 
 if TYPE_CHECKING:
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 def merge(tokens: Float[Tensor, "batch tokens channels"], plan: MergePlan) -> Float[Tensor, "batch slots channels"]:
     """Average the tokens of every slot. `unmerge` copies the slots back to the tokens.
 
-    Sums are accumulated in float32 at least; a kept token comes out bit-exact, padding comes out zero. Differentiable.
+    Sums are accumulated in float32 at least. A kept token comes out bit-exact, except that -0.0 becomes 0.0, to which
+    it is equal; padding comes out zero. Differentiable any number of times, also in forward mode.
 
     Args:
         tokens: Any float dtype.
@@ -39,14 +40,8 @@ def merge(tokens: Float[Tensor, "batch tokens channels"], plan: MergePlan) -> Fl
         tensor([2., 2., 5.])
     """
     _check(tokens, plan, plan.slot.shape[1], "tokens")
-    index = _index_for(tokens, plan)
-    flat = tokens.reshape(-1, tokens.shape[2])
-    if flat.device.type == "cpu":
-        # There, half precision would be rounded before the division.
-        flat = flat.to(torch.promote_types(flat.dtype, torch.float32))
-    # One pass over the tokens, summed in the order of the index: no atomics, the same bits from run to run.
-    means = embedding_bag(index.rows, flat, index.offsets, mode="mean")
-    return means.view(len(tokens), plan.size.shape[1], -1).to(tokens.dtype)
+    means = slot_means(tokens.flatten(0, 1), _index_for(tokens, plan), plan.size)
+    return means.view(len(tokens), plan.size.shape[1], tokens.shape[2])
 
 
 def unmerge(merged: Shaped[Tensor, "batch slots channels"], plan: MergePlan) -> Shaped[Tensor, "batch tokens channels"]:
@@ -68,8 +63,8 @@ def unmerge(merged: Shaped[Tensor, "batch slots channels"], plan: MergePlan) -> 
         tensor([2., 2., 5.])
     """
     _check(merged, plan, plan.size.shape[1], "merged")
-    inverse = _index_for(merged, plan).inverse
-    return merged.reshape(-1, merged.shape[2]).index_select(0, inverse).view(len(merged), plan.slot.shape[1], -1)
+    copies = copy_back(merged.flatten(0, 1), _index_for(merged, plan), plan.size)
+    return copies.view(len(merged), plan.slot.shape[1], merged.shape[2])
 
 
 def gather_anchors(rows: Tensor, plan: MergePlan, dim: int = 1) -> Tensor:
