@@ -12,14 +12,17 @@ from catome_core.merging import gather_anchors, merge, merge_weighted, unmerge
 from catome_core.planning import MergePlan, PlanIndex, count_overflow, count_unmergeable, plan_merge
 from catome_core.plans import compose, extend, sort_slots
 from catome_core.policy import AdaptiveMerge
+from catome_core.repeats import CallMemory, backward_node, refuse_repeat
 from catome_core.schedule import PAPER_SCHEDULES, CheckpointSchedule
 from catome_core.storage import PlanKey
 from catome_core.summary import PlanSummary, jaccard_distance, summarize
+from catome_core.tracing import has_values, refuse_jit_trace
 
 __all__ = [
     "LADDER",
     "PAPER_SCHEDULES",
     "AdaptiveMerge",
+    "CallMemory",
     "CheckpointSchedule",
     "InterceptAttention",
     "Match",
@@ -33,6 +36,7 @@ __all__ = [
     "TokenGrid",
     "attend_without_mask",
     "attention_bias",
+    "backward_node",
     "choose_destinations",
     "compose",
     "count_overflow",
@@ -40,11 +44,14 @@ __all__ = [
     "extend",
     "fit_capacity",
     "gather_anchors",
+    "has_values",
     "jaccard_distance",
     "match_tokens",
     "merge",
     "merge_weighted",
     "plan_merge",
+    "refuse_jit_trace",
+    "refuse_repeat",
     "sort_slots",
     "summarize",
     "unmerge",

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from catome_core.grid import TokenGrid
 from catome_core.matching import Match
-from catome_core.planning import MergePlan, index_plan
+from catome_core.planning import MergePlan, PlanIndex, index_plan
 
 if TYPE_CHECKING:
     from jaxtyping import Float32, Int
@@ -75,20 +75,30 @@ class PlanStorage(nn.Module):
         self.target = zeros(plans, grid.sources)
         self.cell_offsets, self.destinations = zeros(grid.destinations), zeros(grid.destinations)
 
-    def write_match(self, match: Match) -> None:
-        """Store a match."""
+    def write_match(self, match: Match, destinations: Int[Tensor, "destinations"]) -> None:
+        """Store a match and the destinations it was made with."""
         self.score.copy_(match.score)
         self.target.copy_(match.target)
+        self.destinations.copy_(destinations)
 
     def write(self, plan: MergePlan) -> None:
-        """Store a plan of at most as many slots as there are tokens, with its index; set `slots` apart from it."""
-        slots, index = plan.size.shape[1], index_plan(plan, len(self.inverse) // self.slot.shape[1])
+        """Store a plan of at most as many slots as there are tokens, with its index."""
+        self.slots = slots = plan.size.shape[1]
+        index = index_plan(plan, len(self.inverse) // self.slot.shape[1])
         self.slot.copy_(plan.slot)
         self.size[:, :slots].copy_(plan.size)
         self.anchor[:, :slots].copy_(plan.anchor)
         self.rows.copy_(index.rows)
         self.offsets[: len(index.offsets)].copy_(index.offsets)
         self.inverse.copy_(index.inverse)
+
+    def read(self, copied: bool) -> MergePlan:
+        """The stored plan with its index, as views of this memory or in memory of its own."""
+        slots, batch = self.slots, len(self.inverse) // self.slot.shape[1]
+        views = self.slot, self.size[:, :slots], self.anchor[:, :slots]
+        index = self.rows, self.offsets[: batch * slots], self.inverse
+        slot, size, anchor, *route = (part.clone() if copied else part for part in (*views, *index))
+        return MergePlan(slot, size, anchor, PlanIndex(*route))
 
     def own_memory(self) -> None:
         """Move every buffer to new memory.
