@@ -5,6 +5,7 @@ from catome_core.attention.intercept import InterceptAttention, RecordKeys
 from catome_core.attention.masks import attention_bias
 from catome_core.block import MergedBlock
 from catome_core.cache import PairCache
+from catome_core.calls import CallMemory, backward_node, has_values, refuse_jit_trace, refuse_repeat
 from catome_core.capacity import LADDER, fit_capacity
 from catome_core.grid import TokenGrid, choose_destinations
 from catome_core.matching import Match, match_tokens
@@ -12,11 +13,9 @@ from catome_core.merging import gather_anchors, merge, merge_weighted, unmerge
 from catome_core.planning import MergePlan, PlanIndex, count_overflow, count_unmergeable, plan_merge
 from catome_core.plans import compose, extend, sort_slots
 from catome_core.policy import AdaptiveMerge
-from catome_core.repeats import CallMemory, backward_node, refuse_repeat
 from catome_core.schedule import PAPER_SCHEDULES, CheckpointSchedule
 from catome_core.storage import PlanKey
 from catome_core.summary import PlanSummary, jaccard_distance, summarize
-from catome_core.tracing import has_values, refuse_jit_trace
 
 __all__ = [
     "LADDER",

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from catome_core.calls import CallMemory, has_values, refuse_jit_trace
 from catome_core.capacity import LADDER, count_demand, fit_capacity
-from catome_core.grid import TokenGrid, first_offsets, next_offsets
+from catome_core.grid import TokenGrid, next_offsets
 from catome_core.matching import Match, check_tokens
-from catome_core.planning import MergePlan, count_overflow
+from catome_core.planning import MergePlan, PlanIndex, count_overflow
 from catome_core.policy import AdaptiveMerge
-from catome_core.recompute import recompute
-from catome_core.repeats import CallMemory
+from catome_core.recompute import copy_plan, offsets_at_first, recompute
 from catome_core.storage import PlanKey, PlanStorage
-from catome_core.tracing import has_values, refuse_jit_trace
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -56,16 +54,8 @@ class PairCache(nn.Module):
 
     def __init__(self, policy: AdaptiveMerge, generator: torch.Generator | None = None) -> None:
         super().__init__()
-        if policy.destination == "random" and generator is None:
-            raise ValueError("destination='random' needs a generator; pass generator=torch.Generator().manual_seed(0)")
-        seed = 0
-        if generator is not None:
-            seed = int(torch.randint(2**31, (), generator=generator, device=generator.device))
-        self.policy, self.storage, self.first_offsets = (
-            policy,
-            PlanStorage(),
-            partial(first_offsets, policy.destination, seed),
-        )
+        self.policy, self.storage = policy, PlanStorage()
+        self.first_offsets = offsets_at_first(policy, generator)
         self.calls: CallMemory[MergePlan] = CallMemory()
         self.key: PlanKey | None = None
         self.refresh, self.has_plan, self.is_identity, self.borrowed = True, False, False, False
@@ -104,7 +94,7 @@ class PairCache(nn.Module):
     def plan(self) -> MergePlan:
         """The stored plan, as views of static memory."""
         _stored_grid(self)
-        return self.storage.read(copied=False)
+        return _read(self.storage)
 
     def match(self) -> Match:
         """The match of the last recompute, from which `fit` rebuilds the plan."""
@@ -159,6 +149,13 @@ class PairCache(nn.Module):
         _forget(self, self.key)
 
 
+def _read(storage: PlanStorage) -> MergePlan:
+    """The stored plan, as views of its memory."""
+    slots, batch = storage.slots, len(storage.inverse) // storage.slot.shape[1]
+    route = PlanIndex(storage.rows, storage.offsets[: batch * slots], storage.inverse)
+    return MergePlan(storage.slot, storage.size[:, :slots], storage.anchor[:, :slots], route)
+
+
 def _plan(cache: PairCache, tokens: Tensor, grid: TokenGrid, trim: bool) -> MergePlan:
     key, storage = PlanKey(len(tokens), grid, tokens.device, tokens.dtype), cache.storage
     fits = cache.key == key and tokens.shape[1] == storage.slot.shape[1]
@@ -175,7 +172,8 @@ def _plan(cache: PairCache, tokens: Tensor, grid: TokenGrid, trim: bool) -> Merg
         storage.write_match(new.match, new.destinations)
         storage.write(new.plan)
         cache.has_plan = True
-    return storage.read(copied=torch.is_grad_enabled())
+    plan = _read(storage)
+    return copy_plan(plan) if torch.is_grad_enabled() else plan
 
 
 def _preview(cache: PairCache, tokens: Tensor, key: PlanKey) -> MergePlan:

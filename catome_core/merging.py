@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding_bag
 
-from catome_core.means import copy_back, slot_means
+from catome_core.derivatives import CopyBack, SlotMeans
 from catome_core.planning import MergePlan, PlanIndex, index_plan
 
 if TYPE_CHECKING:
@@ -40,8 +41,16 @@ def merge(tokens: Float[Tensor, "batch tokens channels"], plan: MergePlan) -> Fl
         tensor([2., 2., 5.])
     """
     _check(tokens, plan, plan.slot.shape[1], "tokens")
-    means = slot_means(tokens.flatten(0, 1), _index_for(tokens, plan), plan.size)
-    return means.view(len(tokens), plan.size.shape[1], tokens.shape[2])
+    index, flat = _index_for(tokens, plan), tokens.flatten(0, 1)
+    if tokens.device.type == "cpu":
+        # There, half precision would be rounded before the division.
+        flat = flat.to(torch.promote_types(flat.dtype, torch.float32))
+    # One pass over the tokens, summed in the order of the index: no atomics, the same bits from run to run.
+    if _is_recorded():
+        means = SlotMeans.apply(flat, *index, plan.size)
+    else:
+        means = embedding_bag(index.rows, flat, index.offsets, mode="mean")
+    return means.view(len(tokens), plan.size.shape[1], tokens.shape[2]).to(tokens.dtype)
 
 
 def unmerge(merged: Shaped[Tensor, "batch slots channels"], plan: MergePlan) -> Shaped[Tensor, "batch tokens channels"]:
@@ -63,7 +72,8 @@ def unmerge(merged: Shaped[Tensor, "batch slots channels"], plan: MergePlan) -> 
         tensor([2., 2., 5.])
     """
     _check(merged, plan, plan.size.shape[1], "merged")
-    copies = copy_back(merged.flatten(0, 1), _index_for(merged, plan), plan.size)
+    index, flat = _index_for(merged, plan), merged.flatten(0, 1)
+    copies = CopyBack.apply(flat, *index, plan.size) if _is_recorded() else flat.index_select(0, index.inverse)
     return copies.view(len(merged), plan.slot.shape[1], merged.shape[2])
 
 
@@ -132,6 +142,11 @@ def _index_for(values: Tensor, plan: MergePlan) -> PlanIndex:
     if index is not None and len(index.inverse) == len(values) * plan.slot.shape[1]:
         return index
     return index_plan(plan, len(values))
+
+
+def _is_recorded() -> bool:
+    """Whether gradients may be; the compiler derives its own from the plain operations."""
+    return torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
 def _check(values: Tensor, plan: MergePlan, length: int, name: str, dim: int = 1) -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from catome_core.capacity import LADDER, choose_rung, count_demand
-from catome_core.grid import TokenGrid, choose_destinations
+from catome_core.grid import TokenGrid, choose_destinations, first_offsets
 from catome_core.matching import Match
-from catome_core.planning import MergePlan
+from catome_core.planning import MergePlan, PlanIndex
 from catome_core.policy import AdaptiveMerge
 
 if TYPE_CHECKING:
@@ -46,6 +48,28 @@ def recompute(
     if trim and capacity is None and policy.spare == "pad" and _can_read(tokens):
         capacity = choose_rung(LADDER, int(count_demand(match, policy.threshold)), grid)
     return Recomputed(destinations, match, policy.plan(match, grid, capacity, destinations))
+
+
+def offsets_at_first(
+    policy: AdaptiveMerge, generator: torch.Generator | None
+) -> Callable[[TokenGrid, torch.device], Tensor]:
+    """The offsets of the first checkpoint, for any grid and device.
+
+    Raises:
+        ValueError: If the policy draws random destinations and there is no generator.
+    """
+    if policy.destination == "random" and generator is None:
+        raise ValueError("destination='random' needs a generator; pass generator=torch.Generator().manual_seed(0)")
+    seed = 0
+    if generator is not None:
+        seed = int(torch.randint(2**31, (), generator=generator, device=generator.device))
+    return partial(first_offsets, policy.destination, seed)
+
+
+def copy_plan(plan: MergePlan) -> MergePlan:
+    """The plan and its index in memory of their own: what autograd saves must not be overwritten."""
+    index = None if plan.route is None else PlanIndex(*(part.clone() for part in plan.route))
+    return plan.clone()._replace(route=index)
 
 
 def _can_read(tokens: Tensor) -> bool:

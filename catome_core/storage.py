@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from catome_core.grid import TokenGrid
 from catome_core.matching import Match
-from catome_core.planning import MergePlan, PlanIndex, index_plan
+from catome_core.planning import MergePlan, index_plan
 
 if TYPE_CHECKING:
     from jaxtyping import Float32, Int
@@ -91,14 +91,6 @@ class PlanStorage(nn.Module):
         self.rows.copy_(index.rows)
         self.offsets[: len(index.offsets)].copy_(index.offsets)
         self.inverse.copy_(index.inverse)
-
-    def read(self, copied: bool) -> MergePlan:
-        """The stored plan with its index, as views of this memory or in memory of its own."""
-        slots, batch = self.slots, len(self.inverse) // self.slot.shape[1]
-        views = self.slot, self.size[:, :slots], self.anchor[:, :slots]
-        index = self.rows, self.offsets[: batch * slots], self.inverse
-        slot, size, anchor, *route = (part.clone() if copied else part for part in (*views, *index))
-        return MergePlan(slot, size, anchor, PlanIndex(*route))
 
     def own_memory(self) -> None:
         """Move every buffer to new memory.

@@ -1,4 +1,4 @@
-"""Calls that gradient checkpointing repeats in the backward pass, and what was decided when they were made."""
+"""Calls out of the ordinary: repeated by gradient checkpointing in the backward pass, without values, or traced."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Generic, NoReturn, TypeVar
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import is_fake
 from torch.autograd.graph import Node
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -68,3 +69,23 @@ def refuse_repeat(name: str) -> NoReturn:
         "merged by is unknown: gradient checkpointing must repeat single blocks, as enable_gradient_checkpointing() "
         "has it, or whole networks, with use_reentrant=False and a tensor of its own for every call"
     )
+
+
+def has_values(tokens: Tensor) -> bool:
+    """Whether a call with these tokens computes numbers, and does not just find shapes or record operations.
+
+    Examples:
+        >>> has_values(torch.ones(2)), has_values(torch.ones(2, device="meta"))
+        (True, False)
+    """
+    if torch.compiler.is_exporting():
+        return False
+    return torch.compiler.is_dynamo_compiling() or not (tokens.is_meta or is_fake(tokens))
+
+
+def refuse_jit_trace() -> None:
+    """Raise RuntimeError within `torch.jit.trace`, for which every size of a tensor is a tensor."""
+    if torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
+        raise RuntimeError(
+            "merging was called in torch.jit.trace, whose sizes are tensors; use torch.export.export or torch.compile"
+        )
