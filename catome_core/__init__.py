@@ -5,6 +5,7 @@ from catome_core.attention.intercept import InterceptAttention, RecordKeys
 from catome_core.attention.masks import attention_bias
 from catome_core.block import MergedBlock
 from catome_core.cache import PairCache
+from catome_core.calls import CallMemory, backward_node, has_values, refuse_jit_trace, refuse_repeat
 from catome_core.capacity import LADDER, fit_capacity
 from catome_core.grid import TokenGrid, choose_destinations
 from catome_core.matching import Match, match_tokens
@@ -21,6 +22,7 @@ __all__ = [
     "LADDER",
     "PAPER_SCHEDULES",
     "AdaptiveMerge",
+    "CallMemory",
     "CheckpointSchedule",
     "InterceptAttention",
     "Match",
@@ -35,6 +37,7 @@ __all__ = [
     "TokenGrid",
     "attend_without_mask",
     "attention_bias",
+    "backward_node",
     "choose_destinations",
     "compose",
     "count_overflow",
@@ -42,11 +45,14 @@ __all__ = [
     "extend",
     "fit_capacity",
     "gather_anchors",
+    "has_values",
     "jaccard_distance",
     "match_tokens",
     "merge",
     "merge_weighted",
     "plan_merge",
+    "refuse_jit_trace",
+    "refuse_repeat",
     "sort_slots",
     "summarize",
     "unmerge",

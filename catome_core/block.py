@@ -71,7 +71,7 @@ class MergedBlock(nn.Module):
             ValueError: If attention must take account of slots and was not intercepted, or if the caller passes the
                 mask that `mask_argument` names, whose keys would not be the merged ones.
         """
-        plan = self.cache(tokens, self.grid)
+        plan = self.cache(tokens, self.grid, trim=True)
         merged = merge(tokens, plan)
         run = self._run_with_mask if self.mask_argument else self._run_intercepted
         result = run(plan, merged, args, kwargs)

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from catome_core.capacity import LADDER, fit_capacity
-from catome_core.grid import TokenGrid, choose_destinations, first_offsets, next_offsets
+from catome_core.calls import CallMemory, has_values, refuse_jit_trace
+from catome_core.capacity import LADDER, count_demand, fit_capacity
+from catome_core.grid import TokenGrid, next_offsets
 from catome_core.matching import Match, check_tokens
-from catome_core.planning import MergePlan, PlanIndex, count_overflow, count_unmergeable
+from catome_core.planning import MergePlan, PlanIndex, count_overflow
 from catome_core.policy import AdaptiveMerge
+from catome_core.recompute import copy_plan, offsets_at_first, recompute
 from catome_core.storage import PlanKey, PlanStorage
 
 if TYPE_CHECKING:
@@ -52,36 +54,35 @@ class PairCache(nn.Module):
 
     def __init__(self, policy: AdaptiveMerge, generator: torch.Generator | None = None) -> None:
         super().__init__()
-        if policy.destination == "random" and generator is None:
-            raise ValueError("destination='random' needs a generator; pass generator=torch.Generator().manual_seed(0)")
-        self.policy, self.storage, self.seed = policy, PlanStorage(), 0
-        if generator is not None:
-            self.seed = int(torch.randint(2**31, (), generator=generator, device=generator.device))
+        self.policy, self.storage = policy, PlanStorage()
+        self.first_offsets = offsets_at_first(policy, generator)
+        self.calls: CallMemory[MergePlan] = CallMemory()
         self.key: PlanKey | None = None
-        self.refresh: bool = True
-        self.has_plan: bool = False
-        self.is_identity: bool = False
-        self.borrowed: bool = False
+        self.refresh, self.has_plan, self.is_identity, self.borrowed = True, False, False, False
         self.capacity = policy.capacity
 
-    def forward(self, tokens: Float[Tensor, "batch tokens channels"], grid: TokenGrid) -> MergePlan:
-        """The plan for these tokens, as views of static memory, which the next recompute overwrites.
+    def forward(
+        self, tokens: Float[Tensor, "batch tokens channels"], grid: TokenGrid, *, trim: bool = False
+    ) -> MergePlan:
+        """The plan for these tokens: views of static memory, or a copy where gradients may be recorded.
+
+        A call that gradient checkpointing repeats with the same tensor has the same plan. For tokens without values
+        (meta, fake, in `torch.export`) nothing is stored. To `trim`, with no capacity in use, is to leave out padding
+        that no sample needs, down to a rung of `LADDER`: a recompute then reads once from the device. In compiled code
+        nothing is trimmed.
 
         Raises:
             ValueError: If the tokens do not fit the grid.
+            RuntimeError: In `torch.jit.trace`, or if a call is repeated with another tensor.
         """
-        key = PlanKey(len(tokens), grid, tokens.device, tokens.dtype)
-        if self.key != key or tokens.shape[1] != self.storage.slot.shape[1]:
-            check_tokens(tokens, grid)
-            self.allocate(*key)
-        if self.refresh or not self.has_plan:
-            _recompute(self, tokens.detach(), grid)
-        return _read(self.storage)
+        if torch.compiler.is_compiling():
+            return _plan(self, tokens, grid, trim=False)
+        refuse_jit_trace()
+        return self.calls.decide(tokens, lambda: _plan(self, tokens, grid, trim), "the cache")
 
     def begin_step(self, checkpoint: bool) -> None:
         """Recompute or reuse in the next calls; a checkpoint moves rotating and random destinations on. Eager only."""
         self.own_memory()
-        # Here and not in a call, which gradient checkpointing repeats.
         if checkpoint and self.has_plan:
             self.storage.cell_offsets.copy_(next_offsets(self.policy.destination, self.storage.cell_offsets))
         self.refresh = checkpoint
@@ -102,7 +103,7 @@ class PairCache(nn.Module):
     def demand(self) -> Int[Tensor, ""]:
         """Number of kept slots at which no sample of the stored match overflows: int64, on the device."""
         _stored_grid(self)
-        return count_unmergeable(self.match(), self.policy.threshold).amax()
+        return count_demand(self.match(), self.policy.threshold)
 
     def overflow(self) -> Int[Tensor, "plans"]:
         """Sources that the stored plan merges because kept slots are too few: see `count_overflow`."""
@@ -115,10 +116,10 @@ class PairCache(nn.Module):
 
     def set_capacity(self, capacity: float | None) -> None:
         """Rebuild the stored plan at this capacity, and keep to it until `reset` or `allocate`."""
-        grid, before = _stored_grid(self), self.capacity
+        grid = _stored_grid(self)
         self.has_plan = False
-        _use_capacity(self, grid, capacity)
-        if grid.kept(before) != grid.kept(capacity):
+        self.capacity, self.is_identity = capacity, self.policy.is_identity(grid, capacity)
+        if self.storage.slots != grid.slots(capacity):
             self.storage.write(self.policy.plan(self.match(), grid, capacity, self.storage.destinations))
         self.has_plan = True
 
@@ -155,30 +156,40 @@ def _read(storage: PlanStorage) -> MergePlan:
     return MergePlan(storage.slot, storage.size[:, :slots], storage.anchor[:, :slots], route)
 
 
-def _recompute(cache: PairCache, tokens: Tensor, grid: TokenGrid) -> None:
-    policy, storage = cache.policy, cache.storage
-    # An interrupt leaves no plan, rather than half of one.
-    cache.has_plan = False
-    storage.destinations.copy_(choose_destinations(grid, storage.cell_offsets))
-    match = policy.match(tokens, grid, storage.destinations)
-    storage.write_match(match)
-    storage.write(policy.plan(match, grid, cache.capacity, storage.destinations))
-    cache.has_plan = True
+def _plan(cache: PairCache, tokens: Tensor, grid: TokenGrid, trim: bool) -> MergePlan:
+    key, storage = PlanKey(len(tokens), grid, tokens.device, tokens.dtype), cache.storage
+    fits = cache.key == key and tokens.shape[1] == storage.slot.shape[1]
+    if not fits:
+        check_tokens(tokens, grid)
+    if not fits or cache.refresh or not cache.has_plan:
+        if not has_values(tokens):
+            return _preview(cache, tokens, key)
+        if not fits:
+            cache.allocate(*key)
+        # An interrupt leaves no plan, rather than half of one.
+        cache.has_plan = False
+        new = recompute(cache.policy, tokens, grid, storage.cell_offsets, cache.capacity, trim)
+        storage.write_match(new.match, new.destinations)
+        storage.write(new.plan)
+        cache.has_plan = True
+    plan = _read(storage)
+    return copy_plan(plan) if torch.is_grad_enabled() else plan
+
+
+def _preview(cache: PairCache, tokens: Tensor, key: PlanKey) -> MergePlan:
+    """The plan that a recompute would store."""
+    capacity, offsets = cache.capacity, cache.storage.cell_offsets
+    if cache.key != key:
+        capacity, offsets = cache.policy.capacity, cache.first_offsets(key.grid, key.device)
+    return recompute(cache.policy, tokens, key.grid, offsets, capacity, trim=False).plan
 
 
 def _forget(cache: PairCache, key: PlanKey | None) -> None:
     """No plan, the policy's capacity, the destinations of the first checkpoint."""
     cache.has_plan, cache.capacity = False, cache.policy.capacity
     if key is not None:
-        offsets = first_offsets(cache.policy.destination, cache.seed, key.grid, key.device)
-        cache.storage.cell_offsets.copy_(offsets)
-        _use_capacity(cache, key.grid, cache.capacity)
-
-
-def _use_capacity(cache: PairCache, grid: TokenGrid, capacity: float | None) -> None:
-    """Note what follows from the capacity, so that a reuse step need not compute it."""
-    cache.capacity, cache.storage.slots = capacity, grid.slots(capacity)
-    cache.is_identity = cache.policy.is_identity(grid, capacity)
+        cache.storage.cell_offsets.copy_(cache.first_offsets(key.grid, key.device))
+        cache.is_identity = cache.policy.is_identity(key.grid, cache.capacity)
 
 
 def _stored_grid(cache: PairCache) -> TokenGrid:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from catome_core.grid import TokenGrid
+from catome_core.matching import Match
+from catome_core.planning import count_unmergeable
 from catome_core.storage import PlanKey
+
+if TYPE_CHECKING:
+    from jaxtyping import Int
 
 # Attention kernels work on tiles: a number of slots that they divide wastes nothing.
 SLOT_MULTIPLE = 8
@@ -35,6 +41,11 @@ def choose_rung(ladder: Sequence[float], demand: int, grid: TokenGrid) -> float:
 
 def _raise(rung: float, grid: TokenGrid) -> int:
     return min(grid.sources, grid.kept(rung) + -grid.slots(rung) % SLOT_MULTIPLE)
+
+
+def count_demand(match: Match, threshold: float) -> Int[Tensor, ""]:
+    """Number of kept slots at which no sample of the match overflows: int64, on the device; 0 for no samples."""
+    return pad(count_unmergeable(match, threshold), (0, 1)).amax()
 
 
 class FittedCache(Protocol):

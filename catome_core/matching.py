@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -39,8 +40,8 @@ def match_tokens(
 ) -> Match:
     """Find the most similar destination of every source token.
 
-    Similarity is the cosine, accumulated in float32 whatever the dtype of `tokens`, each sample by itself. A zero token
-    has similarity 0 with everything; a token with a NaN or infinite entry is never more similar than -1.
+    Similarity is the cosine, accumulated in float32 whatever the dtype of `tokens`, each sample by itself, and exact at
+    any magnitude. A zero token has similarity 0 with everything; one with a NaN or infinite entry, -1.
     The full similarity matrix is never built. Apart from a few numbers per token, matching needs less than 64 MiB at
     any size. With a radius, time grows as tokens x window.
 
@@ -67,8 +68,7 @@ def match_tokens(
     check_radius(radius)
     if destinations is None:
         destinations = choose_destinations(grid, device=tokens.device)
-    # Autocast would take the matrix product back to half precision.
-    with torch.autocast(tokens.device.type, enabled=False):
+    with _full_precision(tokens.device):
         return match_rows(UnitRows.of(tokens, grid.prefix), grid, destinations, radius=radius, shared=shared)
 
 
@@ -86,11 +86,18 @@ def match_rows(
     return Match(score.clamp(-1, 1).where(of_source & of_target.gather(1, target), -1), target)
 
 
+def _full_precision(device: torch.device) -> AbstractContextManager[object]:
+    """Autocast would take the matrix product back to half precision; meta tensors know none."""
+    if torch.amp.is_autocast_available(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
+
+
 def _match_everywhere(rows: UnitRows, sources: Tensor, destinations: Tensor, shared: bool) -> Match:
     """The similarity matrix in chunks; neither a chunk nor the rows it is a product of exceed `rows.max_elements`."""
     batch, _, channels = rows.tokens.shape
-    elements = rows.max_elements // batch
-    width = max(1, min(len(destinations), elements // channels))
+    elements = rows.max_elements // max(1, batch)
+    width = max(1, min(len(destinations), elements // max(1, channels)))
     height = max(1, elements // max(channels, width))
     bands = [_best_of_band(rows, band, destinations.split(width), shared) for band in sources.split(height)]
     return Match(*(torch.cat(parts, 1) for parts in zip(*bands, strict=True)))

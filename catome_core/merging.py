@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
+from catome_core.derivatives import CopyBack, SlotMeans
 from catome_core.planning import MergePlan, PlanIndex, index_plan
 
 if TYPE_CHECKING:
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
 def merge(tokens: Float[Tensor, "batch tokens channels"], plan: MergePlan) -> Float[Tensor, "batch slots channels"]:
     """Average the tokens of every slot. `unmerge` copies the slots back to the tokens.
 
-    Sums are accumulated in float32 at least; a kept token comes out bit-exact, padding comes out zero. Differentiable.
+    Sums are accumulated in float32 at least. A kept token comes out bit-exact, except that -0.0 becomes 0.0, to which
+    it is equal; padding comes out zero. Differentiable any number of times, also in forward mode.
 
     Args:
         tokens: Any float dtype.
@@ -39,14 +41,16 @@ def merge(tokens: Float[Tensor, "batch tokens channels"], plan: MergePlan) -> Fl
         tensor([2., 2., 5.])
     """
     _check(tokens, plan, plan.slot.shape[1], "tokens")
-    index = _index_for(tokens, plan)
-    flat = tokens.reshape(-1, tokens.shape[2])
-    if flat.device.type == "cpu":
+    index, flat = _index_for(tokens, plan), tokens.flatten(0, 1)
+    if tokens.device.type == "cpu":
         # There, half precision would be rounded before the division.
         flat = flat.to(torch.promote_types(flat.dtype, torch.float32))
     # One pass over the tokens, summed in the order of the index: no atomics, the same bits from run to run.
-    means = embedding_bag(index.rows, flat, index.offsets, mode="mean")
-    return means.view(len(tokens), plan.size.shape[1], -1).to(tokens.dtype)
+    if _is_recorded():
+        means = SlotMeans.apply(flat, *index, plan.size)
+    else:
+        means = embedding_bag(index.rows, flat, index.offsets, mode="mean")
+    return means.view(len(tokens), plan.size.shape[1], tokens.shape[2]).to(tokens.dtype)
 
 
 def unmerge(merged: Shaped[Tensor, "batch slots channels"], plan: MergePlan) -> Shaped[Tensor, "batch tokens channels"]:
@@ -68,8 +72,9 @@ def unmerge(merged: Shaped[Tensor, "batch slots channels"], plan: MergePlan) -> 
         tensor([2., 2., 5.])
     """
     _check(merged, plan, plan.size.shape[1], "merged")
-    inverse = _index_for(merged, plan).inverse
-    return merged.reshape(-1, merged.shape[2]).index_select(0, inverse).view(len(merged), plan.slot.shape[1], -1)
+    index, flat = _index_for(merged, plan), merged.flatten(0, 1)
+    copies = CopyBack.apply(flat, *index, plan.size) if _is_recorded() else flat.index_select(0, index.inverse)
+    return copies.view(len(merged), plan.slot.shape[1], merged.shape[2])
 
 
 def gather_anchors(rows: Tensor, plan: MergePlan, dim: int = 1) -> Tensor:
@@ -137,6 +142,11 @@ def _index_for(values: Tensor, plan: MergePlan) -> PlanIndex:
     if index is not None and len(index.inverse) == len(values) * plan.slot.shape[1]:
         return index
     return index_plan(plan, len(values))
+
+
+def _is_recorded() -> bool:
+    """Whether gradients may be; the compiler derives its own from the plain operations."""
+    return torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
 def _check(values: Tensor, plan: MergePlan, length: int, name: str, dim: int = 1) -> None:

@@ -75,14 +75,16 @@ class PlanStorage(nn.Module):
         self.target = zeros(plans, grid.sources)
         self.cell_offsets, self.destinations = zeros(grid.destinations), zeros(grid.destinations)
 
-    def write_match(self, match: Match) -> None:
-        """Store a match."""
+    def write_match(self, match: Match, destinations: Int[Tensor, "destinations"]) -> None:
+        """Store a match and the destinations it was made with."""
         self.score.copy_(match.score)
         self.target.copy_(match.target)
+        self.destinations.copy_(destinations)
 
     def write(self, plan: MergePlan) -> None:
-        """Store a plan of at most as many slots as there are tokens, with its index; set `slots` apart from it."""
-        slots, index = plan.size.shape[1], index_plan(plan, len(self.inverse) // self.slot.shape[1])
+        """Store a plan of at most as many slots as there are tokens, with its index."""
+        self.slots = slots = plan.size.shape[1]
+        index = index_plan(plan, len(self.inverse) // self.slot.shape[1])
         self.slot.copy_(plan.slot)
         self.size[:, :slots].copy_(plan.size)
         self.anchor[:, :slots].copy_(plan.anchor)

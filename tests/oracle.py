@@ -51,8 +51,15 @@ def cosine(a: Token, b: Token) -> float:
     """A zero token is similar to nothing, and a non-finite token counts as a zero token."""
     if not (is_finite(a) and is_finite(b)):
         return 0.0
-    lengths = [max(sqrt(sum(x * x for x in token)), 1e-12) for token in (a, b)]
-    return max(-1.0, min(1.0, sum(x * y for x, y in zip(a, b, strict=True)) / lengths[0] / lengths[1]))
+    # In units of the largest entry: squares of the numbers themselves may be too large or too small for floats.
+    (a, of_a), (b, of_b) = (_in_units(token) for token in (a, b))
+    return max(-1.0, min(1.0, sum(x * y for x, y in zip(a, b, strict=True)) / of_a / of_b))
+
+
+def _in_units(token: Token) -> tuple[Token, float]:
+    """The token in units of its largest entry, and how long it is; 1 for a zero token."""
+    scaled = [x / (max(map(abs, token)) or 1.0) for x in token]
+    return scaled, sqrt(sum(x * x for x in scaled)) or 1.0
 
 
 def reachable(source: int, grid, chosen: list[int], radius: int | None) -> list[int]:

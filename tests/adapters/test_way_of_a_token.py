@@ -13,7 +13,7 @@ from zoo.transformers import ARCHITECTURES
 
 pytestmark = pytest.mark.usefixtures("without_gradients")
 
-MOST_FILES = 11
+MOST_FILES = 12
 ROOTS = [Path(package.__file__).parent for package in (catome_core, catome_adapters)]
 
 

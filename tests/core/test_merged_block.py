@@ -5,7 +5,8 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 
-from catome_core import AdaptiveMerge, MergedBlock, PairCache, TokenGrid
+import oracle
+from catome_core import LADDER, AdaptiveMerge, MergedBlock, PairCache, TokenGrid
 from running import assert_close
 from zoo.noise import noise, seeded
 from zoo.own_blocks import WIDTH, OwnSoftmax
@@ -44,7 +45,7 @@ class Pair(nn.Module):
 def test_wrapped_block_of_equal_tokens_loses_nothing(block):
     """Every attention inside takes account of sizes and padding, without an argument for it."""
     module, tokens = block().eval(), flat_tokens()
-    merged = wrapped(module, AdaptiveMerge(0.9999), proportional=True, residual=False)
+    merged = wrapped(module, AdaptiveMerge(0.9999, capacity=0.5), proportional=True, residual=False)
     assert_close(merged(tokens), module(tokens))
     assert merged.cache.plan().size.eq(0).any()
 
@@ -87,3 +88,69 @@ def test_attention_with_a_mask_argument_gets_the_bias():
     tokens, module = flat_tokens(), OwnSoftmax()
     merged = wrapped(module, AdaptiveMerge(0.9999), mask_argument="bias", proportional=True, residual=False)
     assert_close(merged(tokens), module(tokens))
+
+
+# ---------------------------------------------------------------- without ceremony
+
+
+def alike(seed: int, strength: float) -> Tensor:
+    return noise(2, 64, WIDTH, seed=seed) + strength * noise(2, 1, WIDTH, seed=9)
+
+
+def test_block_without_a_capacity_computes_as_few_slots_as_the_threshold_leaves():
+    """At a checkpoint and after it, however alike the tokens are; its result is that of all slots."""
+    cache, grid = PairCache(AdaptiveMerge(0.5)), TokenGrid((8, 8))
+    block, lengths = MergedBlock(encoder_layer(), cache, grid, proportional=True), []
+    whole = MergedBlock(block.block, PairCache(AdaptiveMerge(0.5, capacity=1.0)), grid, proportional=True)
+    for step, strength in enumerate([4.0, 4.0, 0.0, 0.0, 0.5]):
+        cache.refresh = whole.cache.refresh = step in (0, 2, 4)
+        tokens = alike(step, strength)
+        assert_close(block(tokens), whole(tokens))
+        demand = max(oracle.unmergeable(row, 0.5) for row in cache.match().score.tolist())
+        rungs = [oracle.rung(grid, rung) for rung in LADDER]
+        lengths.append(cache.plan().size.shape[1])
+        assert lengths[-1] == 16 + min((rung for rung in rungs if rung >= demand), default=48)
+        assert cache.capacity is None and cache.overflow().sum() == 0
+    assert lengths[0] == lengths[1] == 16 < lengths[4] < lengths[2] == lengths[3]
+
+
+def test_capacity_of_the_caller_is_kept():
+    cache = PairCache(AdaptiveMerge(0.5))
+    block = MergedBlock(encoder_layer(), cache, TokenGrid((8, 8)), proportional=True)
+    block(alike(0, 4.0))
+    cache.set_capacity(0.5)
+    for refresh in (False, True):
+        cache.refresh = refresh
+        block(alike(1, 4.0))
+        assert cache.plan().size.shape[1] == 48 and cache.capacity == 0.5
+    cache.set_capacity(None)
+    assert cache.plan().size.shape[1] == 64
+
+
+def test_block_reads_from_the_device_once_when_it_recomputes(monkeypatch):
+    reads = []
+    for name in ("tolist", "item", "__int__", "__float__", "__bool__", "cpu", "numpy"):
+        read = getattr(Tensor, name)
+        monkeypatch.setattr(
+            Tensor, name, lambda self, *args, read=read, name=name: (reads.append(name), read(self, *args))[1]
+        )
+    for capacity, expected in ((None, ["__int__"]), (0.5, [])):
+        block = MergedBlock(
+            nn.Identity(), PairCache(AdaptiveMerge(0.5, capacity)), TokenGrid((8, 8)), mask_argument="_"
+        )
+        block.block.forward = lambda tokens, _: tokens
+        for refresh, read in ((True, expected), (False, [])):
+            block.cache.refresh = refresh
+            reads.clear()
+            block(alike(0, 1.0))
+            assert reads == read
+
+
+def test_compiled_block_keeps_every_slot_until_its_capacity_is_chosen():
+    merged, counter = wrapped(encoder_layer(), AdaptiveMerge(0.5), proportional=True), CompileCounter()
+    compiled = torch.compile(merged, fullgraph=True, backend=counter)
+    for step in range(4):
+        merged.cache.refresh = step % 2 == 0
+        compiled(alike(step, 4.0))
+        assert merged.cache.plan().size.shape[1] == 64
+    assert counter.frame_count == 2

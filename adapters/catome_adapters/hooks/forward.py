@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from catome_adapters.hooks.repeats import SegmentPass
 from catome_adapters.sites.location import BlockPlans
 from catome_core import MergePlan, RecordKeys
 
@@ -23,6 +24,7 @@ class ForwardState:
         attended: Whether self-attention was called; a cache over steps may return the block's output instead.
         recorded: The keys of the attention that ran last, in progressive merging.
         block_plan: There, what the block that runs merges on top of `plan`.
+        repeated: The pass that gradient checkpointing repeats in the backward pass; None in a forward pass.
     """
 
     def __init__(self) -> None:
@@ -36,5 +38,6 @@ class ForwardState:
         self.merged: Tensor | None = None
         self.recorded: RecordKeys | None = None
         self.block_plan: MergePlan | None = None
+        self.repeated: SegmentPass | None = None
         self.active = self.match_output = self.attended = False
         self.front = self.length = 0

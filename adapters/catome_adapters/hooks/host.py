@@ -7,12 +7,14 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from catome_adapters.hooks.owner import HookOwner
+from catome_adapters.hooks.repeats import HostCalls
 from catome_adapters.sites.call import Signature
 from catome_adapters.sites.grid import GridSize, Measure, grid_size
 from catome_adapters.steps.observe import ObservedComponent
+from catome_core import backward_node, has_values, refuse_jit_trace
 
 
 class Host(HookOwner):
@@ -26,6 +28,7 @@ class Host(HookOwner):
         context: The context that its next calls belong to.
         in_step: Whether the step of its next calls is known.
         components: The parts of the pipeline that report the steps, as they were when last observed.
+        recorded: Its calls that gradients flow through.
     """
 
     def __init__(self, module: nn.Module, measure: Measure, before_call: Callable[[Host], None]) -> None:
@@ -35,6 +38,7 @@ class Host(HookOwner):
         self.context: str | None = None
         self.in_step = False
         self.components: Sequence[ObservedComponent[Any]] = ()
+        self.recorded = HostCalls()
         self._calls: Counter[str | None] = Counter()
         self.handle: Any = module.register_forward_pre_hook(self._before, with_kwargs=True)
 
@@ -42,6 +46,13 @@ class Host(HookOwner):
     def calls(self) -> int:
         """Number of calls of the present context in this step, before the one that begins."""
         return self._calls[self.context]
+
+    @property
+    def is_recorded(self) -> bool:
+        """Whether gradients flow through its call, or through the one that a backward pass repeats; not if compiled."""
+        if torch.compiler.is_compiling():
+            return False
+        return self.recorded.current is not None or backward_node() is not None
 
     def refuse_block(self, site: str) -> NoReturn:
         """Raise ValueError: the host has not been called before the block of this site."""
@@ -62,9 +73,22 @@ class Host(HookOwner):
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self.is_copy:
             return
+        given = dict(zip(self.names, args, strict=False)) | kwargs
         if not torch.compiler.is_compiling():
+            self._begin_call(next((value for value in given.values() if isinstance(value, Tensor)), None))
+        self.size = grid_size(self.measure(given))
+
+    def _begin_call(self, tensor: Tensor | None) -> None:
+        """A call in eager code; `tensor` is the first of its arguments that is one."""
+        refuse_jit_trace()
+        if backward_node() is not None:
+            self.recorded.repeat(tensor, type(self.module).__name__)
+            return
+        if tensor is None or has_values(tensor):
             self._count_call()
-        self.size = grid_size(self.measure(dict(zip(self.names, args, strict=False)) | kwargs))
+        self.recorded.current = None
+        if torch.is_grad_enabled():
+            self.recorded.begin(tensor)
 
     def _count_call(self) -> None:
         replaced = any(getattr(one.pipeline, one.name, None) is not one.component for one in self.components)

@@ -16,12 +16,13 @@ from catome_adapters.hooks.forward import ForwardState
 from catome_adapters.hooks.host import Host
 from catome_adapters.hooks.owner import HookOwner
 from catome_adapters.hooks.pairs import PairsByCall, SitePairs
+from catome_adapters.hooks.repeats import SegmentPasses
 from catome_adapters.hooks.rules import MergeRules
 from catome_adapters.sites.call import Arguments, BlockCall
 from catome_adapters.sites.location import BlockPlans, Location
 from catome_adapters.sites.site import MergeSite
 from catome_adapters.sites.weights import count_weights
-from catome_core import MergePlan, PairCache, PlanKey, TokenGrid, extend
+from catome_core import MergePlan, PairCache, PlanKey, TokenGrid, extend, has_values
 
 
 class LastCall:
@@ -48,13 +49,13 @@ class Segment:
         self.site, self.state, self.between = as_one(self.sites), ForwardState(), Between(self.sites)
         share = rules.scope.merges_queries and any(site.layout.shared for site in sites)
         self.policy = replace(rules.policy, shared=rules.policy.shared or share)
-        plans = 1 if self.scope.plans_ahead else len(self.sites)
         self.weights = count_weights(self.site)
-        self.last_calls, self.blocks_per_plan = [LastCall() for _ in range(plans)], len(self.sites) // plans
+        self.last_calls = [LastCall() for _ in (self.sites[:1] if self.scope.plans_ahead else self.sites)]
+        self.blocks_per_plan = len(self.sites) // len(self.last_calls)
         self._grids: dict[tuple[int, ...], TokenGrid] = {}
         self.pairs = PairsByCall(self._make_pairs, self.state)
-        last = len(self.sites) - 1
-        blocks = [BlockCall(site, index == 0, index == last) for index, site in enumerate(self.sites)]
+        self.passes = SegmentPasses(self.site.name, host.recorded)
+        blocks = [BlockCall(site, site is self.sites[0], site is self.sites[-1]) for site in self.sites]
         self.attentions = [self._enclose(site, module) for site in self.sites for module in site.attentions]
         self.hooks = [BlockHooks(self, block) for block in blocks]
         self.own_hooks = self.scope.install(self, blocks)
@@ -69,10 +70,14 @@ class Segment:
         state = self.state
         if block.is_first:
             size = self.host.size or self.host.refuse_block(self.site.name)
+            repeated = self.passes.begin(block.tokens(call), size) if self.host.is_recorded else None
+            state.repeated, size = repeated, repeated.size if repeated else size
             location = block.locate(call, size, self._grid(size.shape))
             self._begin_pass(location)
             text = location.text
         else:
+            if self.host.is_recorded:
+                self.passes.check()
             text = block.text(call)
         state.plans = None if state.plan is None else BlockPlans(state.plan, extend(state.plan, *text))
         return self.scope.before_block(state, block, call) if state.active and self.scope.spans_block else call
@@ -80,25 +85,37 @@ class Segment:
     def after_block(self, block: BlockCall, returned: Any) -> Any:
         """After a block: the last one ends the pass."""
         state = self.state
-        if block.is_last and not state.attended:
-            # The block was skipped, and may have been called with the tokens of another one.
+        # A block that was skipped may have been called with the tokens of another one.
+        if block.is_last and not state.attended and state.repeated is None:
             self.pairs.current[0].output_missed = True
         if block.is_last and state.match_output and self.scope.spans_block:
             self._match_output(block.output(returned))
         if state.active and self.scope.spans_block:
             returned = self.scope.after_block(state, block, returned)
         if block.is_last:
-            state.plan = state.plans = state.before = state.merged = None
+            state.plan = state.plans = state.before = state.merged = state.repeated = None
         return returned
 
     def plan(self, index: int, tokens: Tensor, grid: TokenGrid) -> MergePlan | None:
         """The plan for tokens (batch, tokens, channels); None to leave them alone, or to match the output first."""
+        if not self.host.is_recorded:
+            return self._plan(index, tokens, grid)
+        if self.state.repeated is not None:
+            self.pairs.current[0].output_missed |= self.state.match_output
+            self.state.match_output = False
+            return self.state.repeated.plans[index]
+        self.passes.current.plans[index] = plan = self._plan(index, tokens, grid)
+        return plan
+
+    def _plan(self, index: int, tokens: Tensor, grid: TokenGrid) -> MergePlan | None:
         pairs, key = self.pairs.current[index], PlanKey(len(tokens), grid, tokens.device, tokens.dtype)
+        merged = self.pairs.merging and self.rules.pays_off(self.weights, key)
         # Only written here: compiled code has one graph for every value that it reads, and for the order of reading.
-        self.last_calls[index].key = pairs.key = key
-        pairs.merged = self.pairs.merging and self.rules.pays_off(self.weights, key)
-        self.state.match_output = pairs.merged and self.rules.matches_output and not pairs.cache.will_reuse(key)
-        if self.state.match_output or not pairs.merged:
+        self.last_calls[index].key = key
+        if has_values(tokens):
+            pairs.key, pairs.merged = key, merged
+        self.state.match_output = merged and self.rules.matches_output and not pairs.cache.will_reuse(key)
+        if self.state.match_output or not merged:
             return None
         plan = pairs.cache(tokens, grid)
         return None if pairs.cache.is_identity else plan
@@ -126,8 +143,7 @@ class Segment:
         state.attended, state.front, state.length = False, location.front, location.tokens.shape[1]
         state.plan, state.active = None, not self.scope.plans_ahead
         if self.scope.plans_ahead:
-            last = state.length - location.back
-            plan = self.plan(0, location.tokens[:, location.front : last], grid)
+            plan = self.plan(0, location.tokens[:, location.front : state.length - location.back], grid)
             state.plan = None if plan is None else extend(plan, location.front, location.back)
             state.active = plan is not None
 

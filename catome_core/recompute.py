@@ -1,0 +1,77 @@
+"""What a cache stores at a checkpoint, all of it, as one function of the tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from catome_core.capacity import LADDER, choose_rung, count_demand
+from catome_core.grid import TokenGrid, choose_destinations, first_offsets
+from catome_core.matching import Match
+from catome_core.planning import MergePlan, PlanIndex
+from catome_core.policy import AdaptiveMerge
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
+
+
+class Recomputed(NamedTuple):
+    """A plan and what it was made from.
+
+    Attributes:
+        destinations: As `choose_destinations` gives them.
+        match: The match with them.
+        plan: The plan, without an index.
+    """
+
+    destinations: Int[Tensor, "destinations"]
+    match: Match
+    plan: MergePlan
+
+
+def recompute(
+    policy: AdaptiveMerge,
+    tokens: Float[Tensor, "batch tokens channels"],
+    grid: TokenGrid,
+    offsets: Int[Tensor, "destinations"],
+    capacity: float | None,
+    trim: bool,
+) -> Recomputed:
+    """Match and plan; no gradient flows. To `trim`, one number is read from the device."""
+    destinations = choose_destinations(grid, offsets)
+    match = policy.match(tokens.detach(), grid, destinations)
+    # With "fill" there is no padding, and without a capacity nothing merges.
+    if trim and capacity is None and policy.spare == "pad" and _can_read(tokens):
+        capacity = choose_rung(LADDER, int(count_demand(match, policy.threshold)), grid)
+    return Recomputed(destinations, match, policy.plan(match, grid, capacity, destinations))
+
+
+def offsets_at_first(
+    policy: AdaptiveMerge, generator: torch.Generator | None
+) -> Callable[[TokenGrid, torch.device], Tensor]:
+    """The offsets of the first checkpoint, for any grid and device.
+
+    Raises:
+        ValueError: If the policy draws random destinations and there is no generator.
+    """
+    if policy.destination == "random" and generator is None:
+        raise ValueError("destination='random' needs a generator; pass generator=torch.Generator().manual_seed(0)")
+    seed = 0
+    if generator is not None:
+        seed = int(torch.randint(2**31, (), generator=generator, device=generator.device))
+    return partial(first_offsets, policy.destination, seed)
+
+
+def copy_plan(plan: MergePlan) -> MergePlan:
+    """The plan and its index in memory of their own: what autograd saves must not be overwritten."""
+    index = None if plan.route is None else PlanIndex(*(part.clone() for part in plan.route))
+    return plan.clone()._replace(route=index)
+
+
+def _can_read(tokens: Tensor) -> bool:
+    """A captured CUDA graph cannot read from the device."""
+    return not (tokens.is_cuda and torch.cuda.is_current_stream_capturing())

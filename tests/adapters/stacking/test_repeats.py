@@ -1,0 +1,133 @@
+"""Gradients through several steps, with gradient checkpointing or without, are those of the stored graph."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from catome_adapters import RECIPES, MergeSession, attach
+from changes import PROJECTIONS, add_lora
+from running import METRICS, TOTAL, assert_same, make_recipe, unet_recipe
+from zoo.noise import each_sample
+from zoo.transformers import ARCHITECTURES
+from zoo.unets import SD, conditions
+from zoo.vits import VITS, images
+
+Predict = Callable[[Tensor], Tensor]
+STEPS = (0, 1, 3, 4)
+
+
+def prediction_of(name: str, network: Any) -> tuple[Predict, Tensor]:
+    """A prediction of the sample's shape for any sample, and a first sample."""
+    if name == "SD":
+        given = conditions(network, 1) | {"return_dict": False}
+        return lambda sample: network(sample, 500, **given)[0], each_sample(1, 4, 16, 16)
+    inputs = ARCHITECTURES[name].inputs(batch=1)
+    sample = inputs.pop("hidden_states")
+    return lambda value: network(value, **inputs, return_dict=False)[0][:, : value.shape[1]], sample
+
+
+def unrolled(session: MergeSession, predict: Predict, start: Tensor) -> Tensor:
+    """Two checkpoints, and a step that reuses after each."""
+    sample = start
+    for step in STEPS:
+        session.begin_step(step, TOTAL)
+        sample = sample - 0.1 * predict(sample)
+    return sample
+
+
+def run(network: Any, recipe: Any, name: str, checkpointed: str = "") -> list[Tensor]:
+    """The result of the steps, the prediction of the next step, and all gradients of the result."""
+    predict, start = prediction_of(name, network)
+    start = start.clone().requires_grad_()
+    wrapped: Predict = predict
+    if checkpointed == "network":
+        wrapped = lambda sample: checkpoint(predict, sample, use_reentrant=False)  # noqa: E731
+    network.enable_gradient_checkpointing() if checkpointed == "blocks" else network.disable_gradient_checkpointing()
+    weights = [weight for weight in network.parameters() if weight.requires_grad]
+    with attach(network, recipe) as session:
+        result = unrolled(session, wrapped, start)
+        before = str(session.summary())
+        found = torch.autograd.grad(result.square().mean(), [start, *weights], allow_unused=True)
+        assert str(session.summary()) == before
+        session.begin_step(5, TOTAL)
+        with torch.no_grad():
+            following = predict(start)
+    gradients = [gradient for gradient in found if gradient is not None]
+    assert len(gradients) > 4 and all(gradient.isfinite().all() for gradient in gradients)
+    return [result.detach(), following, *gradients]
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("name", ["DiT", "Flux"])
+def test_gradient_checkpointing_over_steps_gives_the_same_bits(name, scope, metric):
+    """Of single blocks and of the whole network; afterwards the session goes on as if nothing had been repeated."""
+    network = ARCHITECTURES[name].network()
+    recipe = make_recipe(scope, threshold=0.2, capacity=None, metric=metric)
+    stored = run(network, recipe, name)
+    for checkpointed in ("blocks", "network"):
+        assert_same(run(network, recipe, name, checkpointed), stored)
+
+
+def test_gradient_checkpointing_of_a_unet_over_steps_gives_the_same_bits(scope):
+    # Blocks of a UNet are checkpointed in training only.
+    network, recipe = SD.network().train(), unet_recipe(scope, destination="random")
+    assert_same(run(network, recipe, "SD", "blocks"), run(network, recipe, "SD"))
+
+
+def test_gradient_checkpointing_over_steps_with_trained_lora_only(scope):
+    """The tokens that enter a block may need no gradient."""
+    network, recipe = ARCHITECTURES["DiT"].network(), make_recipe(scope, threshold=0.2, destination="rotate")
+    add_lora(network, PROJECTIONS)
+    assert_same(run(network, recipe, "DiT", "blocks"), run(network, recipe, "DiT"))
+
+
+class Checkpointed(nn.Module):
+    """A block that the user checkpoints."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return checkpoint(self.block, *args, use_reentrant=False, **kwargs)
+
+
+def gradient(network: nn.Module) -> Tensor:
+    return network.blocks[0].mlp.fc1.weight.grad.clone()
+
+
+@pytest.mark.parametrize("name", ["vit", "tome"])
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_two_images_before_a_backward_pass(name, checkpointed):
+    """Of two sizes; the plans of each are its own, also where every block merges further."""
+    network, given = VITS["ViT"].network(dynamic_img_size=True), [images(seed=0), images(size=(24, 40), seed=1)]
+    call = (lambda image: checkpoint(network, image, use_reentrant=False)) if checkpointed else network
+    with attach(network, RECIPES[name]):
+        sum(call(image).square().sum() for image in given).backward()
+        together = gradient(network)
+        network.zero_grad()
+        for image in given:
+            network(image).square().sum().backward()
+    torch.testing.assert_close(gradient(network), together)
+
+
+@pytest.mark.parametrize("wrong", ["reentrant", "more than the network", "same tensor", "block of a segment"])
+def test_repetition_of_an_unknown_call_is_refused(wrong):
+    network, image = VITS["ViT"].network(), images().requires_grad_()
+    segment = 2 if "segment" in wrong else 1
+    with attach(network, make_recipe("block", threshold=0.2, segment=segment)):
+        if wrong == "reentrant":
+            result = checkpoint(network, image, use_reentrant=True)
+        elif wrong == "more than the network":
+            result = checkpoint(lambda value: network(value.sin()), image, use_reentrant=False)
+        elif wrong == "same tensor":
+            result = sum(checkpoint(network, image, use_reentrant=False) for _ in range(2))
+        else:
+            network.blocks[1] = Checkpointed(network.blocks[1])
+            result = network(image)
+        with pytest.raises(RuntimeError, match=r"was called in a backward pass.*use_reentrant=False"):
+            result.sum().backward()
