@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from catome_adapters.hooks.arguments import AttentionNeeds, ByArguments
 from catome_adapters.hooks.backend import kernel_for
+from catome_adapters.hooks.failures import explain_failure
 from catome_adapters.hooks.forward import ForwardState
 from catome_adapters.sites.call import Arguments, Signature, gather_rows
 from catome_adapters.sites.location import BlockPlans
@@ -74,12 +75,7 @@ def is_enclosed(module: nn.Module) -> bool:
 
 
 class SelfAttention:
-    """One self-attention of a segment; its module calls `run`.
-
-    Attributes:
-        site: The site that it belongs to.
-        module: The module.
-    """
+    """One self-attention of a segment; its module calls `run`."""
 
     def __init__(
         self,
@@ -108,7 +104,11 @@ class SelfAttention:
                 self.on_output(self._block_tokens(returned))
             return returned
         call, contexts = self.scope.before_attention(state, self, (args, kwargs))
-        returned = run_within(contexts, forward, call)
+        try:
+            returned = run_within(contexts, forward, call)
+        except RuntimeError as error:
+            explain_failure(error, self.site, self.signature, call, None if self.needs.merge_keys else state.plans)
+            raise
         for context in contexts:
             self._expect_interception(context)
         return self.scope.after_attention(state, self, returned)
@@ -131,7 +131,7 @@ class SelfAttention:
         if isinstance(returned, Tensor):
             return unmerge(returned, plans.tokens if returned.shape[1] == slots else plans.keys)
         return type(returned)(
-            unmerge(part, plans.tokens) if index != 1 and _is_sequence(part, slots) else part
+            unmerge(part, plans.tokens) if index != 1 and _has_rows(part, slots) else part
             for index, part in enumerate(returned)
         )
 
@@ -196,5 +196,5 @@ def _nest(contexts: Contexts, forward: Callable[..., Any], call: Arguments) -> A
         return _nest(contexts[1:], forward, call)
 
 
-def _is_sequence(part: Any, length: int) -> bool:
-    return isinstance(part, Tensor) and part.ndim == 3 and part.shape[1] == length
+def _has_rows(part: Any, rows: int) -> bool:
+    return isinstance(part, Tensor) and part.ndim == 3 and part.shape[1] == rows

@@ -32,6 +32,35 @@ def test_rows_that_cannot_follow_are_named():
         run_one(model, network)
 
 
+@pytest.mark.parametrize("scope", ["attention", "block"])
+def test_rows_that_nobody_declared_are_named_with_the_remedy(scope):
+    model, network = OWN_MODELS["rotary"], OWN_MODELS["rotary"].network()
+    message = r'stack\.0: .* argument angles of shape \(1, 64, 4\).*per_token=\(PerToken\("angles"\),\) in the layout'
+    with pytest.raises(ValueError, match=message) as raised:
+        run_one(model, network, scope, layout=BlockLayout(output=0))
+    assert "must match the size" in str(raised.value.__cause__)
+    run_one(model, network, "keys", layout=BlockLayout(output=0))
+
+
+def test_another_error_of_attention_stays_as_it_is():
+    model, network = OWN_MODELS["rotary"], OWN_MODELS["rotary"].network()
+    error = RuntimeError("no space left on the device")
+    network.stack[0].attention.out.register_forward_hook(Raise(error))
+    with pytest.raises(RuntimeError) as raised:
+        run_one(model, network)
+    assert raised.value is error and error.__cause__ is None
+
+
+class Raise:
+    """A hook that raises."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def __call__(self, *_: object) -> None:
+        raise self.error
+
+
 def test_rows_without_a_batch_need_a_shared_plan():
     model = rotary(batched=False)
     layout = BlockLayout(output=0, per_token=(PerToken("angles"),))
