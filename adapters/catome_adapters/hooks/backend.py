@@ -55,8 +55,7 @@ class FlashInstead(AbstractContextManager[None]):
         self.chosen, processor._attention_backend = processor._attention_backend, AttentionBackendName(FLASH)
 
     def __exit__(self, *error: object) -> None:
-        # None again: compiled code would be compiled anew for another value.
-        self.attention.processor._attention_backend, self.chosen = self.chosen, None
+        self.attention.processor._attention_backend = self.chosen
 
 
 def backend_of(attention: nn.Module) -> Backend | None:

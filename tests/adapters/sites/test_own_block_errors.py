@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
 from torch.overrides import _get_current_function_mode_stack
 
@@ -42,12 +43,12 @@ def test_rows_that_nobody_declared_are_named_with_the_remedy(scope):
     run_one(model, network, "keys", layout=BlockLayout(output=0))
 
 
-def test_another_error_of_attention_stays_as_it_is():
+@pytest.mark.parametrize("error", [RuntimeError("no space left"), torch.OutOfMemoryError("no memory of that size")])
+def test_another_error_of_attention_stays_as_it_is(error):
     model, network = OWN_MODELS["rotary"], OWN_MODELS["rotary"].network()
-    error = RuntimeError("no space left on the device")
-    network.stack[0].attention.out.register_forward_hook(Raise(error))
+    network.stack[0].attention.qkv.register_forward_hook(Raise(error))
     with pytest.raises(RuntimeError) as raised:
-        run_one(model, network)
+        run_one(model, network, layout=BlockLayout(output=0))
     assert raised.value is error and error.__cause__ is None
 
 
