@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 JOBS ?= 2
 
-.PHONY: demo test lint types docs matrix clean
+.PHONY: demo test lint types docs matrix endurance clean
 
 demo: $(VENV)/.bench
 	$(BIN)/catome demo $(DEMO)
@@ -24,6 +24,10 @@ docs: $(VENV)/.dev
 # The table of docs/architectures.md, by trying everything.
 matrix: $(VENV)/.dev
 	PYTHONPATH=tests $(BIN)/python -m tools.matrix
+
+# Every combination of settings, and hundreds of runs: too long for the tests.
+endurance: $(VENV)/.dev
+	PYTHONPATH=tests $(BIN)/python benchmarks/endurance.py
 
 clean:
 	rm -rf $(VENV) site catome-demo

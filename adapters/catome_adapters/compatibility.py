@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ from catome_adapters.hooks.scopes import SCOPES
 from catome_adapters.recipe import MergeRecipe
 from catome_adapters.sites.ranks import RankGrid, count_ranks, splits_itself
 from catome_adapters.sites.site import MergeSite
+from catome_core import MergeWarning
 
 PASSING = (
     "TextKVCacheBlockHook",
@@ -134,10 +134,9 @@ def _foreign_backend(site: MergeSite, recipe: MergeRecipe) -> Backend | None:
 def _warn_of_substitute(sites: Sequence[MergeSite], recipe: MergeRecipe) -> None:
     foreign = {backend.name for site in sites if (backend := _foreign_backend(site, recipe)) is not None}
     if foreign:
-        warnings.warn(
+        MergeWarning.warn(
             f"the attention backend {min(foreign)!r} cannot be made aware of merged tokens, so attention over them "
-            f"runs on torch's flash attention instead; to keep the backend, {NOTHING_TO_ADD}",
-            stacklevel=4,
+            f"runs on torch's flash attention instead; to keep the backend, {NOTHING_TO_ADD}"
         )
 
 
