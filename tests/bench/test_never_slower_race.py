@@ -1,0 +1,38 @@
+"""The level of the benchmark that no recipe may lose: what it measures, not what comes out."""
+
+import io
+import json
+
+import pytest
+from rich.console import Console
+
+from catome_adapters import RECIPES
+from catome_bench.races import never_slower
+from catome_bench.views.tables import render_never_slower
+
+
+@pytest.fixture
+def results(monkeypatch):
+    monkeypatch.setattr(never_slower, "STEPS_BY_SIZE", {16: (2, 3)})
+    monkeypatch.setattr(never_slower, "MIN_SECONDS", 0.0)
+    return never_slower.run_never_slower(arch="unet", size=16, repeats=2)
+
+
+def test_every_recipe_has_a_row_for_every_length_of_run(results):
+    assert json.loads(json.dumps(results, allow_nan=False)) == results
+    assert [(row["steps"], row["subject"]) for row in results["rows"]] == [
+        (steps, name) for steps in (2, 3) for name in RECIPES
+    ]
+    able = {row["subject"]: row for row in results["rows"] if "note" not in row}
+    assert set(RECIPES) - set(able) == {"tome"}
+    assert all(0 <= row["merged"] < 1 and 0 <= row["unmerged_steps"] <= 1 for row in able.values())
+    low, high = able["default"]["speedup_range"]
+    assert 0 < low <= able["default"]["speedup"] <= high
+
+
+def test_its_table_has_a_line_for_each(results):
+    console = Console(file=io.StringIO(), width=120)
+    console.print(render_never_slower(results | {"case": "unet"}))
+    text = console.file.getvalue()
+    assert "unet, 16 x 16 pixels" in text
+    assert sum(line.lstrip("│ ").startswith(("2 ", "3 ")) for line in text.splitlines()) == 2 * len(RECIPES)
