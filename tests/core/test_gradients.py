@@ -85,6 +85,19 @@ def test_jacobian_in_both_modes_is_the_matrix_of_means():
         assert torch.equal(copies, (expected.T > 0).double())
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_gradients_in_half_precision_are_rounded_once(dtype):
+    """The gradient of a slot is a sum over its tokens, in float32 at least."""
+    plan = MergePlan(torch.arange(40)[None] % 8, torch.full((1, 8), 5), torch.arange(8)[None])
+    gradient = make_tokens("normal", (1, 40, 64), torch.Generator().manual_seed(0)).to(dtype)
+    slots = torch.zeros(1, 8, 64, dtype=dtype, requires_grad=True)
+    (found,) = torch.autograd.grad(unmerge(slots, plan), slots, gradient)
+    exact = gradient.double().view(5, 8, 64).sum(0, keepdim=True)
+    magnitude = gradient.double().abs().view(5, 8, 64).sum(0, keepdim=True)
+    bound = torch.finfo(dtype).eps / 2 * exact.abs() + 10 * torch.finfo(torch.float32).eps * magnitude
+    assert ((found.double() - exact).abs() <= bound).all()
+
+
 # ---------------------------------------------------------------- several calls before a backward pass
 
 GRID = TokenGrid((4, 4), prefix=1)

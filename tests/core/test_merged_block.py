@@ -127,6 +127,12 @@ def test_capacity_of_the_caller_is_kept():
     assert cache.plan().size.shape[1] == 64
 
 
+def test_filled_plan_without_a_capacity_merges_nothing():
+    block = MergedBlock(OwnSoftmax(), PairCache(AdaptiveMerge(0.5, spare="fill")), TokenGrid((8, 8)))
+    block(alike(0, 4.0))
+    assert block.cache.plan().size.eq(1).all()
+
+
 def test_block_reads_from_the_device_once_when_it_recomputes(monkeypatch):
     reads = []
     for name in ("tolist", "item", "__int__", "__float__", "__bool__", "cpu", "numpy"):
