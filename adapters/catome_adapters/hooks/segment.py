@@ -86,7 +86,7 @@ class Segment:
         """After a block: the last one ends the pass."""
         state = self.state
         # A block that was skipped may have been called with the tokens of another one.
-        if block.is_last and not state.attended and state.repeated is None:
+        if block.is_last and not state.attended:
             self.pairs.current[0].output_missed = True
         if block.is_last and state.match_output and self.scope.spans_block:
             self._match_output(block.output(returned))

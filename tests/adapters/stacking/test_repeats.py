@@ -9,7 +9,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from catome_adapters import RECIPES, MergeSession, attach
+from catome_adapters.hooks.repeats import HostCall, HostRepetition, SegmentPass
+from catome_adapters.sites.grid import GridSize
 from changes import PROJECTIONS, add_lora
+from probes import Interrupted, failing
 from running import METRICS, TOTAL, assert_same, make_recipe, unet_recipe
 from zoo.noise import each_sample
 from zoo.transformers import ARCHITECTURES
@@ -88,24 +91,51 @@ def test_gradient_checkpointing_over_steps_with_trained_lora_only(scope):
 class Checkpointed(nn.Module):
     """A block that the user checkpoints."""
 
-    def __init__(self, block: nn.Module) -> None:
+    def __init__(self, block: nn.Module, *, use_reentrant: bool) -> None:
         super().__init__()
-        self.block = block
+        self.block, self.use_reentrant = block, use_reentrant
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return checkpoint(self.block, *args, use_reentrant=False, **kwargs)
+    def forward(self, *args: Any) -> Any:
+        return checkpoint(self.block, *args, use_reentrant=self.use_reentrant)
 
 
 def gradient(network: nn.Module) -> Tensor:
     return network.blocks[0].mlp.fc1.weight.grad.clone()
 
 
-@pytest.mark.parametrize("name", ["vit", "tome"])
-@pytest.mark.parametrize("checkpointed", [False, True])
+@pytest.mark.parametrize("metric", METRICS)
+def test_repetition_after_a_step_that_failed(scope, metric):
+    """The failed step has left attention before its end, with an output still to be matched; it stays due."""
+    network, recipe = ARCHITECTURES["DiT"].network(), make_recipe(scope, capacity=None, metric=metric)
+    predict, sample = prediction_of("DiT", network)
+    network.enable_gradient_checkpointing()
+    found = []
+    for fails in (False, True):
+        with attach(network, recipe) as session:
+            session.begin_step(0, TOTAL)
+            loss = predict(sample).square().mean()
+            if fails:
+                session.begin_step(3, TOTAL)
+                with failing(network.transformer_blocks[0].attn1.to_q), pytest.raises(Interrupted):
+                    predict(sample)
+            found.append(torch.autograd.grad(loss, network.transformer_blocks[0].attn1.to_v.weight)[0])
+            session.begin_step(4, TOTAL)
+            with torch.no_grad():
+                predict(sample)
+            assert session.summary().rows[-1].checkpoint == fails
+    assert torch.equal(*found)
+
+
+@pytest.mark.parametrize(
+    ("name", "checkpointed"), [("vit", ""), ("vit", "blocks"), ("vit", "network"), ("tome", ""), ("tome", "network")]
+)
 def test_two_images_before_a_backward_pass(name, checkpointed):
     """Of two sizes; the plans of each are its own, also where every block merges further."""
     network, given = VITS["ViT"].network(dynamic_img_size=True), [images(seed=0), images(size=(24, 40), seed=1)]
-    call = (lambda image: checkpoint(network, image, use_reentrant=False)) if checkpointed else network
+    network.set_grad_checkpointing(checkpointed == "blocks")
+    call: Predict = network
+    if checkpointed == "network":
+        call = lambda image: checkpoint(network, image, use_reentrant=False)  # noqa: E731
     with attach(network, RECIPES[name]):
         sum(call(image).square().sum() for image in given).backward()
         together = gradient(network)
@@ -115,7 +145,18 @@ def test_two_images_before_a_backward_pass(name, checkpointed):
     torch.testing.assert_close(gradient(network), together)
 
 
-@pytest.mark.parametrize("wrong", ["reentrant", "more than the network", "same tensor", "block of a segment"])
+def test_passes_of_a_repeated_call_come_in_their_order():
+    """A block may run several times in one call of its network."""
+    call, sizes = HostCall(), [GridSize((2, 2)), GridSize((3, 3))]
+    call.passes["block"] += [SegmentPass(size) for size in sizes]
+    for _ in range(2):
+        repetition = HostRepetition(call)
+        assert [repetition.next_pass("block").size for _ in sizes] == sizes
+
+
+@pytest.mark.parametrize(
+    "wrong", ["reentrant", "reentrant block", "more than the network", "same tensor", "block of a segment"]
+)
 def test_repetition_of_an_unknown_call_is_refused(wrong):
     network, image = VITS["ViT"].network(), images().requires_grad_()
     segment = 2 if "segment" in wrong else 1
@@ -127,7 +168,7 @@ def test_repetition_of_an_unknown_call_is_refused(wrong):
         elif wrong == "same tensor":
             result = sum(checkpoint(network, image, use_reentrant=False) for _ in range(2))
         else:
-            network.blocks[1] = Checkpointed(network.blocks[1])
+            network.blocks[1] = Checkpointed(network.blocks[1], use_reentrant=wrong == "reentrant block")
             result = network(image)
         with pytest.raises(RuntimeError, match=r"was called in a backward pass.*use_reentrant=False"):
             result.sum().backward()
