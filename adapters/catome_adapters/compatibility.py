@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from catome_adapters.hooks.attention import is_enclosed
@@ -50,6 +51,16 @@ def check_compatible(sites: Sequence[MergeSite], recipe: MergeRecipe) -> None:
         ValueError: With the site, the reason and the remedy, if something cannot work.
     """
     _check(sites, recipe, (_no_cache_of_merged_tokens, _attention_can_change, _attends_once, _ranks_agree))
+
+
+def check_repeatable(sites: Sequence[MergeSite], recipe: MergeRecipe) -> None:
+    """Everything that has to hold from the second step of a run on.
+
+    Raises:
+        ValueError: With the site, the reason and the remedy, if something cannot work.
+    """
+    if torch.is_grad_enabled():
+        _check(sites, recipe, (_repeats_in_eager_code,))
 
 
 Check = Callable[[MergeSite, MergeRecipe], str | None]
@@ -100,6 +111,18 @@ def _no_cache_of_merged_tokens(site: MergeSite, recipe: MergeRecipe) -> str | No
                 f"earlier step, with scope={recipe.scope!r} merged by another plan; {_cache_remedy(site, module)}"
             )
     return None
+
+
+def _repeats_in_eager_code(site: MergeSite, recipe: MergeRecipe) -> str | None:
+    """What gradient checkpointing repeats in compiled code has the plan of the last step instead of its own."""
+    networks, names = (site.host, site.network), ("gradient_checkpointing", "grad_checkpointing")
+    checkpointing = any(getattr(network, name, False) for network in networks for name in names)
+    if not checkpointing or getattr(site.block, "_compiled_call_impl", None) is None:
+        return None
+    return (
+        "its block is compiled, and gradient checkpointing would repeat it with the plan of a later step; call "
+        "disable_gradient_checkpointing(), checkpoint the network as a whole, or leave its blocks uncompiled"
+    )
 
 
 def _cache_remedy(site: MergeSite, module: nn.Module) -> str:

@@ -98,7 +98,9 @@ class StepRecord(NamedTuple):
     def _row(self, plan: SitePlan, key: PlanKey, unmergeable: list[int]) -> SiteStep:
         grid, room = key.grid, key.grid.kept(plan.capacity)
         kept = [room if plan.spare == "fill" else min(count, room) for count in unmergeable]
-        mergeable, merged = ((grid.sources - sum(left) / len(kept)) / grid.tokens for left in (unmergeable, kept))
+        # An empty batch has no mean.
+        count = max(1, len(kept))
+        mergeable, merged = ((grid.sources - sum(left) / count) / grid.tokens for left in (unmergeable, kept))
         return SiteStep(
             site=plan.name,
             step=self.step,

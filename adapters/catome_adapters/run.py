@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from torch import nn
 
-from catome_adapters.compatibility import check_compatible, waits_for_steps
+from catome_adapters.compatibility import check_compatible, check_repeatable, waits_for_steps
 from catome_adapters.hooks.attachment import Attachment
 from catome_adapters.hooks.host import Host
 from catome_adapters.hooks.pairs import MAX_CALLS_PER_STEP, SitePairs
@@ -73,6 +73,8 @@ class MergeRun:
 
     def begin_step(self, step: int, total: int) -> None:
         """Decide what this step does."""
+        if step > 0:
+            check_repeatable(self.sites, self.recipe)
         self.worth.total = total
         checkpoint = self.recipe.schedule.is_checkpoint(step, total)
         merging = self.recipe.merges_at(step, total)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from catome_adapters import RECIPES, MergeSession, attach
+from catome_adapters import RECIPES, MergeSession, attach, compile_blocks
 from catome_adapters.hooks.repeats import HostCall, HostRepetition, SegmentPass
 from catome_adapters.sites.grid import GridSize
 from changes import PROJECTIONS, add_lora
@@ -172,3 +172,20 @@ def test_repetition_of_an_unknown_call_is_refused(wrong):
             result = network(image)
         with pytest.raises(RuntimeError, match=r"was called in a backward pass.*use_reentrant=False"):
             result.sum().backward()
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+def test_compiled_blocks_that_would_be_repeated_over_steps_are_refused():
+    """In a single step they have the plan of their step."""
+    network = ARCHITECTURES["DiT"].shallow()
+    compile_blocks(network, backend="eager")
+    network.enable_gradient_checkpointing()
+    with attach(network, make_recipe("block")) as session:
+        session.begin_step(0, TOTAL)
+        with pytest.raises(ValueError, match=r"its block is compiled, and gradient checkpointing .* later step"):
+            session.begin_step(1, TOTAL)
+        with torch.no_grad():
+            session.begin_step(0, TOTAL)
+            session.begin_step(1, TOTAL)
+        network.disable_gradient_checkpointing()
+        session.begin_step(2, TOTAL)
