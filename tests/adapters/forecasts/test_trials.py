@@ -13,7 +13,7 @@ from catome_adapters.prediction import rates
 from catome_adapters.prediction.network import network_seconds
 from catome_adapters.prediction.rates import DeviceRates
 from catome_adapters.prediction.seconds import SiteSeconds
-from catome_adapters.prediction.worth import MIN_GAIN, TRIAL_SHARE, Trial, Worth
+from catome_adapters.prediction.worth import FIRST_TRIAL_ODDS, FIRST_TRIAL_SHARE, MIN_GAIN, TRIAL_SHARE, Trial, Worth
 from catome_adapters.sites.weights import TEXT_TOKENS, count_weights
 from catome_core import AdaptiveMerge, CheckpointSchedule, PlanKey, TokenGrid
 from zoo.noise import noise
@@ -21,6 +21,7 @@ from zoo.unets import TEXT_WIDTH, predict, sd_unet
 
 ALIKE, UNLIKE = -1.0, 0.999
 EVERY = CheckpointSchedule.every(1, 50)
+UNET = sd_unet()
 CHEAP = DeviceRates(flops=1e6, attention_flops=1e6, bandwidth=1e12, launch=1e-2)
 
 
@@ -112,17 +113,44 @@ def test_trials_after_the_first_stay_below_their_share_of_the_time(match, block,
     assert not cheap or trials == sorted({0, *checkpoints})
 
 
+class Given(Worth):
+    """A recipe at work on sites whose seconds a test chooses."""
+
+    def __init__(self, given: MergeRecipe, one: SiteSeconds) -> None:
+        super().__init__(given, 0.5, True)
+        self.given = one
+
+    def seconds(self, *given) -> SiteSeconds:
+        return self.given
+
+
+KEY = PlanKey(2, TokenGrid((16, 16)), torch.device("cpu"), torch.float32)
+
+
+@given(st.floats(1e-3, 1.0), st.floats(1e-3, 1.0), st.integers(2, 60), st.sampled_from([None, 0.25]))
+def test_a_run_is_long_enough_for_what_its_first_checkpoint_may_lose(match, saved, total, capacity):
+    """With a fixed capacity there is nothing to find out."""
+    schedule, weights = CheckpointSchedule((0, 10), of=50), count_weights(find_sites(UNET)[0])
+    worth = Given(recipe(ALIKE, schedule=schedule, capacity=capacity), SiteSeconds(1.0, saved, 0.0, match))
+    worth.total = total
+    gain = saved - match * len(schedule.rescaled(total).steps) / total
+    little, odds = match <= FIRST_TRIAL_SHARE * total * 2.0, FIRST_TRIAL_ODDS * match <= (total - 1) * gain
+    assert worth.pays_off(weights, KEY) == (gain > 0 and (capacity is not None or little or odds))
+    worth.total = None
+    # A run of usual length.
+    assert worth.pays_off(weights, KEY) == (saved - match * 2 / 50 > 0)
+
+
 def test_auto_asks_for_a_share_of_the_network_and_the_top_for_any_gain(monkeypatch):
     """On a machine whose launches leave a gain between nothing and three percent."""
-    weights, grid = count_weights(find_sites(sd_unet())[0]), TokenGrid((16, 16))
-    key = PlanKey(2, grid, torch.device("cpu"), torch.float32)
+    weights = count_weights(find_sites(UNET)[0])
     half = MergeRecipe(AdaptiveMerge(-1, 0.25, spare="fill"), CheckpointSchedule((0,), of=50))
 
     def gain(launch: float, levels) -> tuple[float, bool]:
         monkeypatch.setitem(rates.DEVICE_RATES, "cpu", replace(CHEAP, bandwidth=1e15, launch=launch))
         worth = Worth(replace(half, levels=levels), 0.5, True)
-        one = worth.seconds(weights, key, 0.5)
-        return one.gain(1 / 50) / one.block * 0.5, worth.at_size(weights, key, None)
+        one = worth.seconds(weights, KEY, 0.5)
+        return one.gain(1 / 50) / one.block * 0.5, worth.at_size(weights, KEY, None)
 
     free, dear = gain(0.0, "top")[0], gain(1.0, "top")[0]
     assert dear < 0 < MIN_GAIN < free
