@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -11,9 +14,17 @@ from torch import Tensor
 
 from catome_adapters import MergeRecipe, SessionSummary, attach
 from catome_bench.models.pipeline import ClassPipeline
-from catome_core import CheckpointSchedule, MergePlan
+from catome_core import CheckpointSchedule, MergePlan, MergeWarning
 
 CLASSES = ("cat", "coffee", "flower", "temple", "rocket")
+
+
+@contextmanager
+def unmerged_is_fine() -> Iterator[None]:
+    """While this is open, no warning says that nothing merges."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", MergeWarning)
+        yield
 
 
 class Drawing(NamedTuple):

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from statistics import median
 from typing import Any
 
 from catome_adapters import RECIPES, SessionSummary, attach
-from catome_bench.models.artist import CLASSES, Artist
+from catome_bench.models.artist import CLASSES, Artist, unmerged_is_fine
 from catome_bench.models.pipeline import Arch, ClassPipeline, load_shipped
-from catome_core import MergeWarning
 
 STEPS_BY_SIZE = {32: (6, 50), 64: (6, 50), 128: (6, 50), 256: (6,)}
 """Pixels along each side, and the lengths of the runs, in steps; at 256 pixels 50 steps would take an hour."""
@@ -51,8 +49,7 @@ def _compare(artist: Artist, repeats: int) -> Iterator[dict[str, Any]]:
 def _refusal(pipeline: ClassPipeline, name: str) -> str:
     """Why a recipe cannot be attached; empty if it can."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", MergeWarning)
+        with unmerged_is_fine():
             attach(pipeline, RECIPES[name]).detach()
     except ValueError as error:
         return str(error)
@@ -60,11 +57,8 @@ def _refusal(pipeline: ClassPipeline, name: str) -> str:
 
 
 def _draw_merged(artist: Artist, name: str) -> tuple[float, SessionSummary]:
-    with warnings.catch_warnings():
-        # Leaving everything unmerged is what is measured here.
-        warnings.simplefilter("ignore", MergeWarning)
-        with attach(artist.pipeline, RECIPES[name]) as session:
-            return artist.draw(CLASSES[0], 0, name).seconds, session.summary()
+    with unmerged_is_fine(), attach(artist.pipeline, RECIPES[name]) as session:
+        return artist.draw(CLASSES[0], 0, name).seconds, session.summary()
 
 
 def _figures(base: Sequence[float], merged: Sequence[float], summary: SessionSummary) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from catome_adapters.prediction import seconds
+from catome_adapters.prediction import rates
 from catome_bench.cli import app
 from catome_bench.commands import train as training
 from catome_bench.commands.train import STAGES, Stage, Trainer, learning_rate, remaining_stages
@@ -17,7 +17,7 @@ from catome_bench.models import load_shipped
 from catome_bench.models.photographs import CLASS_NAMES, PHOTOGRAPHS, load_photograph, to_latents, to_pixels
 from catome_bench.models.pipeline import PIPELINES, SHIPPED
 
-MERGING_COSTS = seconds.DEVICE_RATES["cpu"]
+MERGING_COSTS = rates.DEVICE_RATES["cpu"]
 """As it is outside of the tests: see conftest.py."""
 
 
@@ -105,8 +105,9 @@ def test_demo_writes_pictures_curves_and_results(tmp_path, arch, sites):
     assert "CA-ToMe" in result.output
 
 
+@pytest.mark.filterwarnings("ignore:nothing merged")
 def test_demo_of_a_picture_too_small_to_merge_says_so(tmp_path, monkeypatch):
-    monkeypatch.setitem(seconds.DEVICE_RATES, "cpu", MERGING_COSTS)
+    monkeypatch.setitem(rates.DEVICE_RATES, "cpu", MERGING_COSTS)
     titles = []
     monkeypatch.setattr(Axes, "set_title", lambda axis, title: titles.append(title))
     arguments = ["demo", "--steps", "2", "--images", "1", "--size", "24"]

@@ -56,7 +56,7 @@ def assert_is_the_damage_of(name: str, part: str, scope: Any, psnr: dict[str, An
     (site,) = [site for site in find_sites(artist.pipeline) if site.name == name]
     policy = AdaptiveMerge(threshold=-1, capacity=0.25, spare="fill")
     unmerged = artist.draw("cat", 0, "").picture
-    with attach(artist.pipeline, MergeRecipe(policy, scope=scope, during=(2 / 3, 1)), sites=[site]):
+    with attach(artist.pipeline, MergeRecipe(policy, scope=scope, during=(2 / 3, 1), levels="all"), sites=[site]):
         merged = artist.draw("cat", 0, "").picture
     wanted = peak_signal_noise_ratio(merged, unmerged, data_range=1.0).item()
     assert psnr[name][part][scope] == pytest.approx(wanted)

@@ -95,6 +95,7 @@ class Attachment:
         for host in self.hosts:
             host.begin_step(False)
         for segment in self.segments:
+            segment.decisions.clear()
             segment.pairs.reset()
 
     def remove(self) -> None:

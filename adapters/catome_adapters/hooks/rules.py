@@ -21,7 +21,7 @@ class MergeRules:
         matches_output: Match what the scope computes, instead of what enters it.
         seed: Seed of random destinations.
         strides: From the size of a grid to the size of its cells.
-        pays_off: Whether merging gains time for such tokens; a constant to the compiler.
+        pays_off: Whether merging gains time for such tokens in this run; asked once for every size.
     """
 
     scope: Scope

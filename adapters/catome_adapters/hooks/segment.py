@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -53,6 +53,7 @@ class Segment:
         self.last_calls = [LastCall() for _ in (self.sites[:1] if self.scope.plans_ahead else self.sites)]
         self.blocks_per_plan = len(self.sites) // len(self.last_calls)
         self._grids: dict[tuple[int, ...], TokenGrid] = {}
+        self.decisions: dict[tuple[int, TokenGrid, str], bool] = {}
         self.pairs = PairsByCall(self._make_pairs, self.state)
         self.passes = SegmentPasses(self.site.name, host.recorded)
         blocks = [BlockCall(site, site is self.sites[0], site is self.sites[-1]) for site in self.sites]
@@ -109,7 +110,9 @@ class Segment:
 
     def _plan(self, index: int, tokens: Tensor, grid: TokenGrid) -> MergePlan | None:
         pairs, key = self.pairs.current[index], PlanKey(len(tokens), grid, tokens.device, tokens.dtype)
-        merged = self.pairs.merging and self.rules.pays_off(self.weights, key)
+        size = (key.batch, key.grid, key.device.type)
+        pays_off = _once(self.decisions, size, lambda: self.rules.pays_off(self.weights, key))
+        merged = self.pairs.merging and pays_off
         # Only written here: compiled code has one graph for every value that it reads, and for the order of reading.
         self.last_calls[index].key = key
         if has_values(tokens):
@@ -130,11 +133,7 @@ class Segment:
         return f"Segment({self.site.name!r}, {len(self.sites)} blocks, {type(self.scope).__name__})"
 
     def _grid(self, shape: tuple[int, ...]) -> TokenGrid:
-        if torch.compiler.is_compiling():
-            return TokenGrid(shape, self.rules.strides(shape), self.site.prefix)
-        if shape not in self._grids:
-            self._grids[shape] = TokenGrid(shape, self.rules.strides(shape), self.site.prefix)
-        return self._grids[shape]
+        return _once(self._grids, shape, lambda: TokenGrid(shape, self.rules.strides(shape), self.site.prefix))
 
     def _begin_pass(self, location: Location) -> None:
         if not self.between.is_single and not torch.compiler.is_compiling():
@@ -168,11 +167,17 @@ class Segment:
         # The same seed in every context: what two calls draw is what one batch of both would.
         generators = [torch.Generator().manual_seed(self.rules.seed) if is_random else None for _ in names]
         caches = [PairCache(self.policy, generator) for generator in generators]
-        matches_output = self.rules.matches_output
-        return [
-            SitePairs(name + label, cache, matches_output, always_due)
-            for name, cache in zip(names, caches, strict=True)
-        ]
+        made = zip(names, caches, strict=True)
+        return [SitePairs(name + label, cache, self.rules.matches_output, always_due) for name, cache in made]
+
+
+def _once(known: dict[Any, Any], key: Any, make: Callable[[], Any]) -> Any:
+    """What `make` returns, made once in eager code; to the compiler it is a constant."""
+    if torch.compiler.is_compiling():
+        return make()
+    if key not in known:
+        known[key] = make()
+    return known[key]
 
 
 class BlockHooks(HookOwner):

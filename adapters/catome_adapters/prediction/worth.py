@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from catome_adapters.hooks.scopes import SCOPES
@@ -48,19 +46,10 @@ class Worth:
         self.is_asked = recipe.levels in ("auto", "top") and SCOPES[recipe.scope].predictable
         self.min_gain = MIN_GAIN if recipe.levels == "auto" else 0.0
         self.total: int | None = None
-        self._decisions: dict[tuple[Any, ...], bool] = {}
 
     def pays_off(self, weights: SiteWeights, key: PlanKey) -> bool:
-        """Whether to merge such tokens at all, decided once for each size and length of run.
-
-        A compiler sees a constant, which holds for runs of every length.
-        """
-        if torch.compiler.is_compiling():
-            return self.at_size(weights, key, None)
-        case = (weights, key.batch, key.grid, key.device.type, self.total)
-        if case not in self._decisions:
-            self._decisions[case] = self.at_size(weights, key, self.total)
-        return self._decisions[case]
+        """Whether to merge such tokens in this run; in compiled code, whose constants hold for runs of every length."""
+        return self.at_size(weights, key, None if torch.compiler.is_compiling() else self.total)
 
     def at_size(self, weights: SiteWeights, key: PlanKey, total: int | None) -> bool:
         """Whether merging the share that is assumed of such tokens gains time; a run of usual length, if it is None."""

@@ -107,6 +107,8 @@ def explain_unmerged(records: Sequence[StepRecord], recipe: MergeRecipe, default
     if not plans or not asked or any(plan.merges for plan in plans):
         return None
     why = f"too few tokens are more similar than threshold={recipe.policy.threshold} to gain time"
+    if tried and len(records) == 1:
+        why = "without a capacity tokens merge after the first checkpoint, and this run has a single step"
     if not tried and plans[0].key:
         shape = plans[0].key.grid.shape
         if shape == default and recipe.levels == "auto":
@@ -114,7 +116,7 @@ def explain_unmerged(records: Sequence[StepRecord], recipe: MergeRecipe, default
         why = f"{' x '.join(map(str, shape))} tokens are predicted to be too few to gain time"
     return (
         f"nothing merged in this run at {plans[0].name} and all other sites: {why}. Draw larger pictures, lower the "
-        'threshold, use scope="block", or merge anyway: levels="all"'
+        'threshold, give a capacity, use scope="block", or merge anyway: levels="all"'
     )
 
 

@@ -41,7 +41,7 @@ def run(session: MergeSession, network: nn.Module, trace: Callable[[], Any]) -> 
         session.begin_step(step, TOTAL)
         trace()
         predictions.append(DIT.call(network, seed=step))
-    return predictions, str(session.summary())
+    return predictions, session.summary().rows
 
 
 @pytest.mark.parametrize("way", WAYS)

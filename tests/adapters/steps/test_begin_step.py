@@ -46,6 +46,7 @@ def test_begin_step_drives_a_bare_network(total):
     assert run_steps(sd_unet(), range(total), total).recomputed == expected_calls(SCHEDULE, total)
 
 
+@pytest.mark.filterwarnings("ignore:nothing merged in this run.*single step")
 @pytest.mark.parametrize(
     ("steps", "recomputed"),
     [
