@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from catome_adapters import MergeRecipe, SessionSummary, attach
+from catome_adapters import MergeRecipe, SessionSummary, attach, find_sites
 from catome_bench.models.pipeline import ClassPipeline
 from catome_core import CheckpointSchedule, MergePlan, MergeWarning
 
@@ -75,11 +75,14 @@ class Artist:
     def record(self, name: str, seed: int, recipe: MergeRecipe) -> list[dict[str, MergePlan]]:
         """Plans of all pairs above the threshold, by site, recomputed at every step (paper, Fig. 4)."""
         policy = replace(recipe.policy, capacity=1.0, spare="pad")
+        # "all": whether it gains time or not.
         every = replace(
-            recipe, policy=policy, schedule=CheckpointSchedule.every(1, self.steps), levels="top", during=(0.0, 1.0)
+            recipe, policy=policy, schedule=CheckpointSchedule.every(1, self.steps), levels="all", during=(0.0, 1.0)
         )
+        sites = find_sites(self.pipeline)
+        top = [site for site in sites if site.level == min(one.level for one in sites)]
         history: list[dict[str, MergePlan]] = []
-        with attach(self.pipeline, every) as session:
+        with attach(self.pipeline, every, sites=top) as session:
             handle = self.pipeline.network.register_forward_hook(lambda *_: history.append(session.plans()))
             try:
                 self.draw(name, seed, "pairs")
