@@ -148,10 +148,10 @@ class MergeRun:
         if fresh and self.recipe.policy.capacity is None:
             fit_capacity([pairs.cache for found in fresh.values() for pairs in found])
         total = self.worth.total
-        if step is None or total is None or step + 1 >= total:
+        if not fresh or step is None or total is None or step + 1 >= total:
             return
-        later = range(step + 1, total)
-        matches = sum(self.recipe.schedule.is_checkpoint(one, total) for one in later) / len(later)
+        checkpoints = self.recipe.schedule.rescaled(total).steps
+        matches = sum(one > step for one in checkpoints) / (total - step - 1)
         for segment, (pairs, *_) in fresh.items():
             if pairs.plan.key is not None:
                 self._trials[segment].decide(pairs.plan.key, pairs.cache.capacity, matches)

@@ -13,7 +13,7 @@ from catome_bench.models.pipeline import Arch, ClassPipeline, load_shipped
 STEPS_BY_SIZE = {32: (6, 50), 64: (6, 50), 128: (6, 50), 256: (6,)}
 """Pixels along each side, and the lengths of the runs, in steps; at 256 pixels 50 steps would take an hour."""
 UNMERGED = "unmerged"
-MIN_SECONDS = 4.0
+MIN_SECONDS = 8.0
 """Short runs are repeated until all of one recipe take this long."""
 
 
