@@ -78,16 +78,12 @@ class StepRecord(NamedTuple):
         checkpoint: Whether pairs were recomputed.
         plans: Of every site that ran.
         merging: Whether the recipe merges in this step.
-        seconds: What the networks are predicted to take without merging.
-        gain: What merging is predicted to gain.
     """
 
     step: int
     checkpoint: bool
     plans: tuple[SitePlan, ...]
     merging: bool = True
-    seconds: float = 0.0
-    gain: float = 0.0
 
     def rows(self) -> Iterator[SiteStep]:
         """One row per site that ran; reads from the device."""
@@ -147,10 +143,8 @@ class RunLog:
         if ends_now:
             self.seconds, self.timed_steps = time.perf_counter() - self._began, len(self.records)
 
-    def with_pending(self, record: StepRecord | None) -> list[StepRecord]:
+    def with_pending(self, record: StepRecord) -> list[StepRecord]:
         """The records with one that is not in the log yet."""
-        if record is None:
-            return self.records
         return [record] if self._is_over else [*self.records, record]
 
 

@@ -104,7 +104,7 @@ class MergeRun:
         if step is None:
             self.log.begin_run()
         fresh = self.attachment.finish_step()
-        self.log.add(self._record(step, bool(fresh), [(segment, pairs.plan) for segment, pairs in ran]), completed)
+        self.log.add(self._record(step, bool(fresh), [pairs.plan for _, pairs in ran]), completed)
         self._decide(step, fresh)
         if step is None or step + 1 == self.worth.total:
             unmerged = explain_unmerged(self.log.records, self.recipe, self.sites[0].shape)
@@ -112,18 +112,22 @@ class MergeRun:
                 self._warn_once(unmerged)
         return True
 
-    def pending(self, step: int | None) -> StepRecord | None:
-        """The record of the present step so far; None if nothing ran, or if it is unknown which step it is."""
+    def records(self, step: int | None) -> list[StepRecord]:
+        """The records of the last run, oldest first, the present step included, so far as it is known which it is."""
         ran = self.attachment.ran
         if not ran or (step is None and self.needs_steps):
-            return None
+            return self.log.records
         fresh = any(pairs.is_fresh for _, pairs in ran)
-        return self._record(step, fresh, [(segment, pairs.current_plan()) for segment, pairs in ran])
+        record = self._record(step, fresh, [pairs.current_plan() for _, pairs in ran])
+        return [record] if step is None else self.log.with_pending(record)
 
-    def records(self, step: int | None) -> list[StepRecord]:
-        """The records of the last run, oldest first, the present step included."""
-        record = self.pending(step)
-        return self.log.with_pending(record) if step is not None or record is None else [record]
+    def predict_speedup(self, records: Sequence[StepRecord]) -> float | None:
+        """Of the networks in these steps; None where the figures of a block do not say it."""
+        segments = {pairs.name: segment for segment in self.attachment.segments for pairs in segment.pairs}
+        ran = [(segments[plan.name], plan, record.checkpoint) for record in records for plan in record.plans]
+        outcomes = [self.worth.outcome(one.weights, plan, fresh, one.blocks_per_plan) for one, plan, fresh in ran]
+        whole, gain = (sum(parts) for parts in zip((0.0, 0.0), *outcomes, strict=True))
+        return whole / (whole - gain) if whole else None
 
     def select_calls(self, context_of: Callable[[nn.Module], str | None]) -> None:
         """The next calls of each network belong to this context."""
@@ -136,12 +140,10 @@ class MergeRun:
         for trial in self._trials.values():
             trial.begin_run()
 
-    def _record(self, step: int | None, checkpoint: bool, ran: Sequence[tuple[Segment, SitePlan]]) -> StepRecord:
-        outcomes = [self.worth.outcome(one.weights, plan, checkpoint, one.blocks_per_plan) for one, plan in ran]
-        seconds, gain = (sum(parts) for parts in zip(*outcomes, strict=True))
+    def _record(self, step: int | None, checkpoint: bool, plans: Sequence[SitePlan]) -> StepRecord:
         total = self.worth.total
         merging = step is None or total is None or self.recipe.merges_at(step, total)
-        return StepRecord(step or 0, checkpoint, tuple(plan for _, plan in ran), merging, seconds, gain)
+        return StepRecord(step or 0, checkpoint, tuple(plans), merging)
 
     def _decide(self, step: int | None, fresh: Mapping[Segment, Sequence[SitePairs]]) -> None:
         """After a checkpoint, when it is known how many tokens merge."""

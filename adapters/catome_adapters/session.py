@@ -119,7 +119,8 @@ class MergeSession:
     def summary(self) -> SessionSummary:
         """Merged fraction, rung, checkpoint and overflow of every site and step of the last run; changes nothing."""
         run = self._run
-        return summarize_run(run.records(self._tracker.step), run.log, run.attachment.memory)
+        records = run.records(self._tracker.step)
+        return summarize_run(records, run.log, run.predict_speedup(records), run.attachment.memory)
 
     def __repr__(self) -> str:
         sites, scope = len(self.sites), self.recipe.scope

@@ -17,9 +17,9 @@ TYPICAL_BATCH = 2
 TYPICAL_STEPS = 50
 TYPICAL_REMOVED = 0.5
 """Share of the tokens that merges where the data will decide it."""
-REUSE_LAUNCHES, MATCH_LAUNCHES, FIT_LAUNCHES = 6, 45, 20
-"""What a call adds when it reuses its pairs, matching and planning to that, and planning again at another capacity: as
-many launches as take this long, since many of these operations are smaller than those of a network."""
+REUSE_LAUNCHES, MATCH_LAUNCHES, FIT_LAUNCHES = 6, 145, 65
+"""Operations that a call adds when it reuses its pairs, matching and planning to that, and planning again where the
+capacity adapts, as a dispatch mode counts them."""
 
 
 class SiteSeconds(NamedTuple):
@@ -101,7 +101,7 @@ def site_seconds(
         >>> rates = DeviceRates(flops=1e6, attention_flops=1e6, bandwidth=1e6, launch=1e-3)
         >>> seconds = site_seconds(weights, TokenGrid((8, 8)), 1, MergeRecipe(), rates, 0.5)
         >>> f"{seconds.block:.3f} {seconds.saved:.3f} {seconds.reuse:.3f} {seconds.match:.3f}"
-        '0.305 0.115 0.016 0.083'
+        '0.305 0.115 0.016 0.228'
     """
     scope, tokens = SCOPES[recipe.scope], grid.tokens
     block = _seconds(weights.saved_in_block(tokens, 1), batch, rates) + weights.kernels * rates.launch

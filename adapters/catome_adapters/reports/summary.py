@@ -85,10 +85,8 @@ class SessionSummary(NamedTuple):
         return ", ".join(parts)
 
 
-def summarize_run(records: Sequence[StepRecord], log: RunLog, memory: int) -> SessionSummary:
+def summarize_run(records: Sequence[StepRecord], log: RunLog, speedup: float | None, memory: int) -> SessionSummary:
     """The summary of these records, with the times of the log; reads from the device."""
-    whole, gain = (sum(parts) for parts in ([one.seconds for one in records], [one.gain for one in records]))
-    speedup = whole / (whole - gain) if whole else None
     rows = tuple(chain.from_iterable(one.rows() for one in records))
     return SessionSummary(rows, speedup, log.seconds, log.timed_steps, memory)
 

@@ -22,7 +22,7 @@ from zoo.unets import TEXT_WIDTH, predict, sd_unet
 ALIKE, UNLIKE = -1.0, 0.999
 EVERY = CheckpointSchedule.every(1, 50)
 UNET = sd_unet()
-CHEAP = DeviceRates(flops=1e6, attention_flops=1e6, bandwidth=1e12, launch=1e-2)
+CHEAP = DeviceRates(flops=1e6, attention_flops=1e6, bandwidth=1e12, launch=2e-3)
 
 
 @pytest.fixture(autouse=True)
