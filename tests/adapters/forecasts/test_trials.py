@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from catome_adapters import MergeRecipe, attach, find_sites
-from catome_adapters.prediction import rates
+from catome_adapters.prediction import rates, seconds
 from catome_adapters.prediction.network import network_seconds
 from catome_adapters.prediction.rates import DeviceRates
 from catome_adapters.prediction.seconds import SiteSeconds
@@ -22,6 +22,7 @@ from zoo.unets import TEXT_WIDTH, predict, sd_unet
 ALIKE, UNLIKE = -1.0, 0.999
 EVERY = CheckpointSchedule.every(1, 50)
 UNET = sd_unet()
+KEY = PlanKey(2, TokenGrid((16, 16)), torch.device("cpu"), torch.float32)
 CHEAP = DeviceRates(flops=1e6, attention_flops=1e6, bandwidth=1e12, launch=2e-3)
 
 
@@ -79,13 +80,30 @@ def test_levels_by_number_are_matched_at_every_checkpoint_however_little_merges(
             session.begin_step(0, 6)
 
 
+@pytest.mark.filterwarnings("ignore:nothing merged")
 @torch.no_grad()
-def test_next_run_is_tried_anew_and_equal_to_the_first():
+@pytest.mark.parametrize("threshold", [0.6, UNLIKE])
+def test_next_run_is_tried_anew_and_equal_to_the_first(threshold):
     network = sd_unet()
-    with attach(network, recipe(0.6, schedule=CheckpointSchedule((0, 3), of=6))) as session:
+    with attach(network, recipe(threshold, schedule=CheckpointSchedule((0, 3), of=6))) as session:
         first, rows = steps(network, session), session.summary().rows
+        assert rows[0].checkpoint
         assert all(torch.equal(*pair) for pair in zip(first, steps(network, session), strict=True))
         assert session.summary().rows == rows
+
+
+@pytest.mark.filterwarnings("ignore:nothing merged")
+@torch.no_grad()
+def test_each_run_decides_for_its_own_length(monkeypatch):
+    """Half of a run of two steps matches, and a fiftieth of one of fifty."""
+    network, once = sd_unet(), recipe(ALIKE, schedule=CheckpointSchedule((0,), of=50), capacity=0.25)
+    saved = Worth(once, 1.0, True).seconds(count_weights(find_sites(network)[0]), KEY, 0.5).saved
+    monkeypatch.setattr(seconds, "_match_seconds", lambda *given: 4 * saved)
+    with attach(network, once) as session:
+        for total, merged in ((2, 0.0), (50, 0.5), (2, 0.0)):
+            session.begin_step(0, total)
+            predict(network, noise(2, 4, 16, 16))
+            assert session.summary().merged_fraction == merged
 
 
 class GivenSeconds(Worth):
@@ -113,6 +131,12 @@ def test_trials_after_the_first_stay_below_their_share_of_the_time(match, block,
     assert not cheap or trials == sorted({0, *checkpoints})
 
 
+def test_trials_that_cost_next_to_nothing_are_made_at_every_checkpoint():
+    trial = Trial(GivenSeconds(1e-4, 1.0), None)
+    trial.decide(None, None, 0.0)
+    assert not trial.leaves_unmerged(1, True) and trial.leaves_unmerged(1, False)
+
+
 class Given(Worth):
     """A recipe at work on sites whose seconds a test chooses."""
 
@@ -122,9 +146,6 @@ class Given(Worth):
 
     def seconds(self, *given) -> SiteSeconds:
         return self.given
-
-
-KEY = PlanKey(2, TokenGrid((16, 16)), torch.device("cpu"), torch.float32)
 
 
 @given(st.floats(1e-3, 1.0), st.floats(1e-3, 1.0), st.integers(2, 60), st.sampled_from([None, 0.25]))
@@ -142,23 +163,23 @@ def test_a_run_is_long_enough_for_what_its_first_checkpoint_may_lose(match, save
 
 
 def test_auto_asks_for_a_share_of_the_network_and_the_top_for_any_gain(monkeypatch):
-    """On a machine whose launches leave a gain between nothing and three percent."""
-    weights = count_weights(find_sites(UNET)[0])
+    """On machines whose launches take nothing, up to more than merging saves."""
+    weights, shares = count_weights(find_sites(UNET)[0]), []
     half = MergeRecipe(AdaptiveMerge(-1, 0.25, spare="fill"), CheckpointSchedule((0,), of=50))
 
-    def gain(launch: float, levels) -> tuple[float, bool]:
+    def worth(launch: float, levels) -> Worth:
         monkeypatch.setitem(rates.DEVICE_RATES, "cpu", replace(CHEAP, bandwidth=1e15, launch=launch))
-        worth = Worth(replace(half, levels=levels), 0.5, True)
-        one = worth.seconds(weights, KEY, 0.5)
-        return one.gain(1 / 50) / one.block * 0.5, worth.at_size(weights, KEY, None)
+        return Worth(replace(half, levels=levels), 0.5, True)
 
-    free, dear = gain(0.0, "top")[0], gain(1.0, "top")[0]
-    assert dear < 0 < MIN_GAIN < free
-    for launch in (10.0**power for power in range(-6, 0)):
-        share, expected = gain(launch, "auto")
-        assert expected == (share >= MIN_GAIN)
-        assert gain(launch, "top")[1] == (share > 0)
-        assert gain(launch, "all")[1] and gain(launch, (1,))[1]
+    free, dear = (worth(launch, "top").seconds(weights, KEY, 0.5).gain(1 / 50) for launch in (0.0, 1.0))
+    for part in range(1, 50):
+        launch = part / 40 * free / (free - dear)
+        one = worth(launch, "top").seconds(weights, KEY, 0.5)
+        shares.append(one.gain(1 / 50) / one.block * 0.5)
+        assert worth(launch, "auto").at_size(weights, KEY, None) == (shares[-1] >= MIN_GAIN)
+        assert worth(launch, "top").at_size(weights, KEY, None) == (shares[-1] > 0)
+        assert all(worth(launch, levels).at_size(weights, KEY, None) for levels in ("all", (1,)))
+    assert min(shares) < 0 < MIN_GAIN < max(shares) and any(0 < share < MIN_GAIN for share in shares)
 
 
 def test_time_of_a_network_is_that_of_its_arithmetic(monkeypatch):

@@ -86,6 +86,8 @@ def test_summary_is_a_line_a_transformer_and_one_sentence():
     assert f"predicted {summary.speedup:.2f}x for the network, measured" in sentence and sentence.endswith(
         "s for 2 steps"
     )
+    # Nobody has seen the third one end.
+    assert session.summary().timed_steps == 2
 
 
 def test_quartiles_of_the_similarity_are_those_of_the_scores():
