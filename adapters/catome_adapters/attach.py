@@ -12,8 +12,8 @@ import torch
 from catome_adapters.architectures.find import denoisers, find_candidates
 from catome_adapters.compatibility import check_attachable, reason_of_ranks
 from catome_adapters.hooks.scopes import SCOPES
-from catome_adapters.prediction.levels import LevelGain, attached_levels, predict_levels, winning_levels
-from catome_adapters.prediction.network import blocks_seconds, network_seconds
+from catome_adapters.prediction.levels import LevelGain, choose_levels, predict_levels, winning_levels
+from catome_adapters.prediction.network import blocks_share, network_seconds
 from catome_adapters.prediction.worth import MIN_GAIN
 from catome_adapters.recipe import MergeRecipe
 from catome_adapters.recipes import RECIPES
@@ -74,15 +74,18 @@ def attach(
     gains = predict_levels(found, recipe) if auto else {}
     network = network_seconds(denoisers(model_or_pipeline).values(), found, recipe)
     minimum = MIN_GAIN * network
-    chosen = _distinct(found) if sites is not None else _at_levels(found, recipe.levels, gains, minimum)
+    if sites is None:
+        levels = choose_levels(found, recipe.levels, gains, minimum)
+        chosen = [site for site in found if site.level in levels]
+    else:
+        chosen = _distinct(found)
     check_attachable(chosen, recipe)
     if gains and not winning_levels(gains, minimum):
         _warn_of_loss(chosen, gains, network)
     # Dynamo does not guard on hooks: what was compiled without them would go on without them, unnoticed.
     torch.compiler.reset()
     skipped += [_left_out(site, recipe, gains) for site in found if site not in chosen]
-    blocks_share = blocks_seconds(chosen, recipe) / network if network else 1.0
-    return MergeSession(model_or_pipeline, recipe, chosen, skipped, blocks_share)
+    return MergeSession(model_or_pipeline, recipe, chosen, skipped, blocks_share(chosen, network, recipe))
 
 
 def _for_this_rank(candidate: MergeSite | SkippedSite) -> MergeSite | SkippedSite:
@@ -124,17 +127,6 @@ def _nothing_found(model: Any, skipped: Sequence[SkippedSite]) -> str:
         f"{reasons}\n"
         "pass sites=[MergeSite(...)] to say where its tokens are"
     )
-
-
-def _at_levels(
-    sites: Sequence[MergeSite], levels: str | tuple[int, ...], gains: Mapping[int, LevelGain], minimum: float
-) -> list[MergeSite]:
-    known = sorted({site.level for site in sites})
-    named = {"auto": attached_levels(sites, gains, minimum), "top": known[:1], "all": known}
-    chosen = named[levels] if isinstance(levels, str) else levels
-    if not chosen or set(chosen) - set(known):
-        raise ValueError(f"levels is {levels!r}; this model has self-attention at levels {known} (factors)")
-    return [site for site in sites if site.level in chosen]
 
 
 def _distinct(sites: Sequence[MergeSite]) -> list[MergeSite]:

@@ -115,9 +115,7 @@ def _no_cache_of_merged_tokens(site: MergeSite, recipe: MergeRecipe) -> str | No
 
 def _repeats_in_eager_code(site: MergeSite, recipe: MergeRecipe) -> str | None:
     """What gradient checkpointing repeats in compiled code has the plan of the last step instead of its own."""
-    networks, names = (site.host, site.network), ("gradient_checkpointing", "grad_checkpointing")
-    checkpointing = any(getattr(network, name, False) for network in networks for name in names)
-    if not checkpointing or getattr(site.block, "_compiled_call_impl", None) is None:
+    if not site.checkpoints_gradients or getattr(site.block, "_compiled_call_impl", None) is None:
         return None
     return (
         "its block is compiled, and gradient checkpointing would repeat it with the plan of a later step; call "

@@ -95,8 +95,8 @@ class StepRecord(NamedTuple):
         grid, room = key.grid, key.grid.kept(plan.capacity)
         kept = [room if plan.spare == "fill" else min(count, room) for count in unmergeable]
         # An empty batch has no mean.
-        count = max(1, len(kept))
-        mergeable, merged = ((grid.sources - sum(left) / count) / grid.tokens for left in (unmergeable, kept))
+        samples = max(1, len(kept))
+        mergeable, merged = ((grid.sources - sum(left) / samples) / grid.tokens for left in (unmergeable, kept))
         return SiteStep(
             site=plan.name,
             step=self.step,

@@ -14,6 +14,7 @@ from rich.table import Table
 from catome_adapters import SCOPES, MergeRecipe, MergeSite
 from catome_adapters.prediction.seconds import TYPICAL_BATCH
 from catome_adapters.prediction.worth import MIN_GAIN
+from catome_adapters.reports.names import group_name
 from catome_bench.commands.options import default_device, find_recipe
 from catome_bench.planning.blueprint import read_blueprint
 from catome_bench.planning.forecast import Forecast, SiteForecast, forecast
@@ -77,7 +78,7 @@ def render_forecast(result: Forecast, recipe: MergeRecipe, device: str) -> Table
     table.add_column("blocks", no_wrap=True, vertical="bottom")
     for name in COLUMNS:
         table.add_column(name, justify="right", no_wrap=True)
-    for name, group in groupby(result.sites, key=lambda one: _host(one.site.name)):
+    for name, group in groupby(result.sites, key=lambda one: group_name(one.site.name)):
         table.add_row(*_cells(result, name, list(group)))
     return table
 
@@ -91,10 +92,6 @@ def closing_lines(result: Forecast) -> list[str]:
         f"the model's ceiling, level {levels}: {_ceilings(result, chosen)}",
         f"the model's ceiling, all levels: {_ceilings(result, sites)}",
     ]
-
-
-def _host(name: str) -> str:
-    return name.rpartition(".")[0].removesuffix(".transformer_blocks") or name
 
 
 def _cells(result: Forecast, name: str, group: Sequence[SiteForecast]) -> list[str]:

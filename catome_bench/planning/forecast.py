@@ -13,8 +13,8 @@ from torch import nn
 from catome_adapters import SCOPES, MergeRecipe, MergeSite, Prediction, find_sites, predict_site
 from catome_adapters.architectures.unet import is_unet
 from catome_adapters.compatibility import check_attachable
-from catome_adapters.prediction.levels import attached_levels, predict_levels
-from catome_adapters.prediction.network import blocks_seconds, network_seconds
+from catome_adapters.prediction.levels import choose_levels, predict_levels
+from catome_adapters.prediction.network import blocks_share, network_seconds
 from catome_adapters.prediction.rates import rates_for
 from catome_adapters.prediction.seconds import TYPICAL_BATCH, typical_grid
 from catome_adapters.prediction.worth import MIN_GAIN, Worth
@@ -81,10 +81,10 @@ def forecast(model: Blueprint, pixels: Pixels, recipe: MergeRecipe, device_type:
     own = [site for network in model.networks.values() for site in find_sites(network)]
     check_attachable(own, recipe)
     network = network_seconds(model.networks.values(), own, recipe, device_type)
-    levels = _levels(own, recipe, device_type, MIN_GAIN * network)
+    gains = predict_levels(own, recipe, device_type) if recipe.levels == "auto" else {}
+    levels = choose_levels(own, recipe.levels, gains, MIN_GAIN * network)
     attached = [site for site in own if site.level in levels]
-    blocks_share = blocks_seconds(attached, recipe, device_type) / network if network else 1.0
-    worth = Worth(recipe, blocks_share, model.denoises)
+    worth = Worth(recipe, blocks_share(attached, network, recipe, device_type), model.denoises)
     several = len(by_network) > 1
     sites = [
         replace(site, name=f"{name}.{site.name}") if several else site
@@ -105,18 +105,6 @@ def _predict(site: MergeSite, worth: Worth, device_type: str, levels: list[int])
     prediction = predict_site(site, worth.recipe, grid, device_type=device_type)
     key = PlanKey(TYPICAL_BATCH, grid, torch.device(device_type), torch.float32)
     return SiteForecast(site, prediction, site.level in levels and worth.at_size(count_weights(site), key, None))
-
-
-def _levels(sites: list[MergeSite], recipe: MergeRecipe, device_type: str, minimum: float) -> list[int]:
-    known = sorted({site.level for site in sites})
-    if isinstance(recipe.levels, tuple):
-        if not set(recipe.levels) <= set(known):
-            raise ValueError(f"the recipe's levels are {recipe.levels}; this model has levels {known}")
-        return list(recipe.levels)
-    auto = (
-        attached_levels(sites, predict_levels(sites, recipe, device_type), minimum) if recipe.levels == "auto" else []
-    )
-    return {"auto": auto, "top": known[:1], "all": known}[recipe.levels]
 
 
 def _count(network: nn.Module, sites: list[MergeSite], pixels: Pixels, scale: tuple[int, int]) -> Flops:

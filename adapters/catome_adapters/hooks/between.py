@@ -69,10 +69,7 @@ class Between(HookOwner):
         Raises:
             ValueError: If gradient checkpointing would repeat blocks without the merge that they share.
         """
-        names = ("gradient_checkpointing", "grad_checkpointing")
-        modules = (self.host, self.network, self.site.block)
-        checkpointing = any(getattr(one, name, False) for one in modules for name in names)
-        if not self.is_single and torch.is_grad_enabled() and checkpointing:
+        if not self.is_single and torch.is_grad_enabled() and self.site.checkpoints_gradients:
             raise ValueError(
                 f"{self.site.name} is a segment, and gradient checkpointing would repeat its blocks one by one, "
                 "without the merge that they share; call disable_gradient_checkpointing(), or use segment=1"

@@ -58,6 +58,22 @@ def winning_levels(gains: Mapping[int, LevelGain], minimum: float = 0.0) -> list
     return list(winning) if sum(winning.values()) >= minimum else []
 
 
+def choose_levels(
+    sites: Sequence[MergeSite], levels: str | Sequence[int], gains: Mapping[int, LevelGain], minimum: float
+) -> list[int]:
+    """The levels that a recipe's `levels` stands for; `gains` and `minimum` decide about "auto".
+
+    Raises:
+        ValueError: If the model has none of them, or not all.
+    """
+    known = sorted({site.level for site in sites})
+    named = {"auto": attached_levels(sites, gains, minimum), "top": known[:1], "all": known}
+    chosen = named[levels] if isinstance(levels, str) else levels
+    if not chosen or set(chosen) - set(known):
+        raise ValueError(f"levels is {levels!r}; this model has self-attention at levels {known} (factors)")
+    return list(chosen)
+
+
 def attached_levels(sites: Sequence[MergeSite], gains: Mapping[int, LevelGain], minimum: float = 0.0) -> list[int]:
     """The levels of `levels="auto"`: the winning ones, else the one with the most tokens."""
     return winning_levels(gains, minimum) or [min(site.level for site in sites)]

@@ -33,6 +33,11 @@ def network_seconds(
     return blocks + sum(_other_seconds(network, tokens, device_type) for network in networks)
 
 
+def blocks_share(sites: Iterable[MergeSite], network: float, recipe: MergeRecipe, device_type: str = "") -> float:
+    """Share of the networks' seconds that these blocks take; 1 where the models have no default size."""
+    return blocks_seconds(sites, recipe, device_type) / network if network else 1.0
+
+
 def blocks_seconds(sites: Iterable[MergeSite], recipe: MergeRecipe, device_type: str = "") -> float:
     """Seconds of one call of these transformer blocks at their default size, without merging."""
     grids = [(site, typical_grid(site, recipe)) for site in sites]

@@ -37,6 +37,11 @@ class SiteSeconds(NamedTuple):
     reuse: float
     match: float
 
+    @property
+    def trial(self) -> float:
+        """What a checkpoint costs that finds nothing to merge."""
+        return self.match + self.reuse
+
     def gain(self, matches: float) -> float:
         """What a call gains, if this share of the calls recomputes its pairs; negative if it loses."""
         return self.saved - self.reuse - matches * self.match
@@ -87,7 +92,7 @@ def predict(
     whole = _seconds(weights.saved_in_block(tokens, 1), batch, rates)
     saved = (_seconds(scope.saved_flops(weights, tokens, share), batch, rates) for share in (0.5, 0.75))
     ceilings = (whole / (whole - part) if whole else 1.0 for part in saved)
-    overhead = seconds.reuse + (typical_checkpoints(recipe) if denoises else 1) * seconds.match
+    overhead = seconds.reuse + (checkpoint_share(recipe) if denoises else 1) * seconds.match
     return Prediction(tokens, weights.channels, seconds.saved, overhead, *ceilings)
 
 
@@ -139,9 +144,9 @@ def share_at(grid: TokenGrid, capacity: float | None) -> float:
     return (grid.sources - grid.kept(capacity)) / grid.tokens
 
 
-def typical_checkpoints(recipe: MergeRecipe) -> float:
-    """Share of the steps of a run of usual length that recompute the pairs."""
-    return len(recipe.schedule.rescaled(TYPICAL_STEPS).steps) / TYPICAL_STEPS
+def checkpoint_share(recipe: MergeRecipe, total: int = TYPICAL_STEPS) -> float:
+    """Share of the steps of a run that recompute the pairs; by default of a run of usual length."""
+    return len(recipe.schedule.rescaled(total).steps) / total
 
 
 def _seconds(flops: Flops, batch: int, rates: DeviceRates) -> float:

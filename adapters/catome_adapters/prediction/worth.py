@@ -9,9 +9,9 @@ from catome_adapters.prediction.rates import rates_for
 from catome_adapters.prediction.seconds import (
     SiteSeconds,
     assumed_share,
+    checkpoint_share,
     share_at,
     site_seconds,
-    typical_checkpoints,
 )
 from catome_adapters.recipe import MergeRecipe
 from catome_adapters.records import SitePlan
@@ -57,8 +57,8 @@ class Worth:
             return True
         seconds = self.seconds(weights, key, assumed_share(key.grid, self.recipe))
         if total is None:
-            return self._gains(seconds, typical_checkpoints(self.recipe) if self.denoises else 1.0)
-        matches = len(self.recipe.schedule.rescaled(total).steps) / total
+            return self._gains(seconds, checkpoint_share(self.recipe) if self.denoises else 1.0)
+        matches = checkpoint_share(self.recipe, total)
         return self._gains(seconds, matches) and self._can_try(seconds, matches, total)
 
     def at_capacity(self, weights: SiteWeights, key: PlanKey, capacity: float | None, matches: float) -> bool:
@@ -85,7 +85,7 @@ class Worth:
         """Whether a first checkpoint that finds nothing would cost little of the run, or of what it may gain."""
         if self.recipe.policy.capacity is not None:
             return True
-        trial, call = seconds.match + seconds.reuse, seconds.block / self.blocks_share
+        trial, call = seconds.trial, seconds.block / self.blocks_share
         gain = (total - 1) * seconds.gain(matches)
         return trial <= FIRST_TRIAL_SHARE * total * call or FIRST_TRIAL_ODDS * trial <= gain
 
@@ -123,5 +123,5 @@ class Trial:
         self.loses = not self.worth.at_capacity(self.weights, key, capacity, matches)
         if self.loses:
             seconds = self.worth.seconds(self.weights, key, 0.0)
-            self._cost, self._call = seconds.match + seconds.reuse, seconds.block / self.worth.blocks_share
+            self._cost, self._call = seconds.trial, seconds.block / self.worth.blocks_share
             self._spent += self._cost

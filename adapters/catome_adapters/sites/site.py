@@ -59,6 +59,12 @@ class MergeSite:
                 )
 
     @property
+    def checkpoints_gradients(self) -> bool:
+        """Whether gradient checkpointing is switched on around the block, or for parts of it, by any library's name."""
+        modules, names = (self.host, self.network, self.block), ("gradient_checkpointing", "grad_checkpointing")
+        return any(getattr(module, name, False) for module in modules for name in names)
+
+    @property
     def attentions(self) -> tuple[nn.Module, ...]:
         """All self-attention in the block."""
         return (self.attention, *self.other_attentions)
