@@ -7,7 +7,9 @@ from catome_core.block import MergedBlock
 from catome_core.cache import PairCache
 from catome_core.calls import CallMemory, backward_node, has_values, refuse_jit_trace, refuse_repeat
 from catome_core.capacity import LADDER, fit_capacity
+from catome_core.dither import dither_offsets
 from catome_core.grid import TokenGrid, choose_destinations
+from catome_core.lattice import Lattice, MovingLattice, lattice_plan
 from catome_core.matching import Match, match_tokens
 from catome_core.merging import gather_anchors, merge, merge_weighted, unmerge
 from catome_core.planning import MergePlan, PlanIndex, count_overflow, count_unmergeable, plan_merge
@@ -25,10 +27,12 @@ __all__ = [
     "CallMemory",
     "CheckpointSchedule",
     "InterceptAttention",
+    "Lattice",
     "Match",
     "MergePlan",
     "MergeWarning",
     "MergedBlock",
+    "MovingLattice",
     "PairCache",
     "PlanIndex",
     "PlanKey",
@@ -42,11 +46,13 @@ __all__ = [
     "compose",
     "count_overflow",
     "count_unmergeable",
+    "dither_offsets",
     "extend",
     "fit_capacity",
     "gather_anchors",
     "has_values",
     "jaccard_distance",
+    "lattice_plan",
     "match_tokens",
     "merge",
     "merge_weighted",

@@ -40,6 +40,14 @@ def sources(grid, chosen: list[int]) -> list[int]:
     return [token for token in range(prod(grid.shape)) if token not in chosen]
 
 
+def lattice(grid, offsets: list[int]) -> list[list[int]]:
+    """Slot, size and anchor: every prefix token is a slot of its own, then every cell is one."""
+    prefix, numbers = list(range(grid.prefix)), {cell: number for number, cell in enumerate(cells(grid), grid.prefix)}
+    slot = prefix + [numbers[cell_of(token, grid)] for token in range(prod(grid.shape))]
+    size = [slot.count(number) for number in range(grid.prefix + len(numbers))]
+    return [slot, size, prefix + [grid.prefix + token for token in destinations(grid, offsets)]]
+
+
 # ---------------------------------------------------------------- matching
 
 

@@ -1,0 +1,161 @@
+"""Keys of attention on a lattice: one token of every cell, and in every step another one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from math import prod
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from catome_core import checks
+from catome_core.calls import CallMemory, has_values, refuse_jit_trace
+from catome_core.dither import dither_offsets
+from catome_core.grid import TokenGrid, choose_destinations, ravel, unravel
+from catome_core.matching import check_tokens
+from catome_core.planning import MergePlan
+
+if TYPE_CHECKING:
+    from jaxtyping import Int
+
+
+@dataclass(frozen=True)
+class Lattice:
+    """Which keys attention sees: the key and value of one token in every cell of the grid. Nothing is matched.
+
+    Tokens near each other have similar keys, so a lattice is a fair sample of the softmax's sum. The error that is left
+    is another one for every place within the cells; where the lattice moves from step to step, the errors of the steps
+    undo each other, as in dithering.
+
+    Args:
+        moving: The anchors move at every step, and neighboring cells have them in different places: see
+            `dither_offsets`. False: always the top-left token of every cell (ToDo, arXiv 2402.13573).
+        near: Attention sees every token of the query's surroundings instead, this many cells around the tile that the
+            query lies in (`NearField`), and the lattice beyond. None: the lattice alone.
+
+    Raises:
+        TypeError: If a value has another type.
+        ValueError: If `near` is negative.
+
+    Examples:
+        >>> Lattice()
+        Lattice(moving=True, near=None)
+    """
+
+    moving: bool = True
+    near: int | None = None
+
+    def __post_init__(self) -> None:
+        checks.flag("moving", self.moving)
+        if self.near is not None:
+            near = checks.integer("near", self.near, "a number of cells from 0, or None: the lattice alone", least=0)
+            object.__setattr__(self, "near", near)
+
+
+def lattice_plan(
+    grid: TokenGrid, offsets: Int[Tensor, "destinations"] | int = 0, *, device: torch.device | str | None = None
+) -> MergePlan:
+    """The plan in which every cell is one slot, whose anchor is one of its tokens: it follows from the grid alone.
+
+    Args:
+        grid: The layout; its stride is the size of the cells.
+        offsets: Which token of each cell is the anchor, as for `choose_destinations`.
+        device: Of the result; by default that of `offsets`.
+
+    Returns:
+        A plan of batch 1, which serves any batch. Its slots are the prefix tokens, then the cells.
+
+    Examples:
+        >>> plan = lattice_plan(TokenGrid((2, 5)), 3)
+        >>> plan.slot.tolist(), plan.size.tolist(), plan.anchor.tolist()
+        ([[0, 0, 1, 1, 2, 0, 0, 1, 1, 2]], [[4, 4, 2]], [[6, 8, 9]])
+    """
+    anchors = choose_destinations(grid, offsets, device=device)
+    prefix = torch.arange(grid.prefix, device=anchors.device)
+    tokens = unravel(grid.shape, torch.arange(grid.area, device=anchors.device))
+    cells = ravel(grid.cells, [place // stride for place, stride in zip(tokens, grid.strides, strict=True)])
+    slot = torch.cat([prefix, grid.prefix + cells])
+    size = torch.cat([torch.ones_like(prefix), _tokens_of_cells(grid, anchors.device)])
+    return MergePlan(slot[None], size[None], torch.cat([prefix, grid.prefix + anchors])[None])
+
+
+class MovingLattice(nn.Module):
+    """The lattice of one layer, which knows the step: one graph for all steps, and nothing is read from the device.
+
+    Args:
+        lattice: What attention sees.
+        phase: The step that the first one counts as. Another one for every layer, so that their errors differ.
+        device: Of the step, which is the tokens' device.
+
+    Examples:
+        >>> lattice, tokens, grid = MovingLattice(Lattice()), torch.randn(1, 16, 8), TokenGrid((4, 4))
+        >>> lattice(tokens, grid).anchor.tolist()
+        [[0, 7, 13, 11]]
+        >>> lattice.advance()
+        >>> lattice(tokens, grid).anchor.tolist()
+        [[5, 3, 9, 14]]
+    """
+
+    step: Int[Tensor, "1"]
+
+    def __init__(self, lattice: Lattice, phase: int = 0, device: torch.device | str | None = None) -> None:
+        super().__init__()
+        self.lattice, self.phase = lattice, phase
+        self.calls: CallMemory[MergePlan] = CallMemory()
+        with torch.inference_mode(False):
+            self.register_buffer("step", torch.full((1,), phase, device=device), persistent=False)
+
+    def forward(self, tokens: Tensor, grid: TokenGrid) -> MergePlan:
+        """The plan of this step for tokens (batch, tokens, channels), which only give its device.
+
+        A call that gradient checkpointing repeats with the same tensor has the same plan.
+
+        Raises:
+            ValueError: If the tokens do not fit the grid.
+            RuntimeError: In `torch.jit.trace`, or if a call is repeated with another tensor.
+        """
+        check_tokens(tokens, grid)
+        if torch.compiler.is_compiling():
+            return _plan_at(self.lattice, grid, self.step.to(tokens.device))
+        refuse_jit_trace()
+        return self.calls.decide(tokens, lambda: self._plan(tokens, grid), "the lattice")
+
+    def advance(self) -> None:
+        """Before a step: move on. Not in compiled code."""
+        self.step += 1
+
+    def reset(self) -> None:
+        """Begin with the first step again."""
+        self.step.fill_(self.phase)
+
+    def _plan(self, tokens: Tensor, grid: TokenGrid) -> MergePlan:
+        if not has_values(tokens):
+            return _plan_at(self.lattice, grid, self.step.to(tokens.device))
+        if self.step.device != tokens.device:
+            self.step = self.step.to(tokens.device)
+        plan, anchors = _all_plans(self.lattice, grid, tokens.device)
+        return plan._replace(anchor=anchors.index_select(0, self.step % len(anchors)))
+
+
+def _plan_at(lattice: Lattice, grid: TokenGrid, step: Tensor | int, device: torch.device | None = None) -> MergePlan:
+    return lattice_plan(grid, dither_offsets(grid, step, device=device) if lattice.moving else 0, device=device)
+
+
+@lru_cache(maxsize=64)
+def _all_plans(lattice: Lattice, grid: TokenGrid, device: torch.device) -> tuple[MergePlan, Int[Tensor, "steps slots"]]:
+    """The plan, and its anchors at every step."""
+    steps = prod(grid.strides) if lattice.moving else 1
+    # What inference mode makes could not be used outside it.
+    with torch.inference_mode(False):
+        plans = [_plan_at(lattice, grid, step, device) for step in range(steps)]
+        return plans[0], torch.cat([plan.anchor for plan in plans])
+
+
+def _tokens_of_cells(grid: TokenGrid, device: torch.device) -> Int[Tensor, "destinations"]:
+    sizes = torch.ones(grid.destinations, dtype=torch.int64, device=device)
+    cells = unravel(grid.cells, torch.arange(grid.destinations, device=device))
+    for length, cell, stride in zip(grid.shape, cells, grid.strides, strict=True):
+        sizes = sizes * (length - cell * stride).clamp_max(stride)
+    return sizes
