@@ -40,6 +40,9 @@ class Suite:
 # Compiling takes most of a GPU's time: one graph per contender, two for those with checkpoints.
 HEADLINES = (
     "unpatched",
+    "free lattice",
+    "lattice",
+    "lattice, near",
     "free attention",
     "free keys",
     "free block",

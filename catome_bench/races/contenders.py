@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
-from itertools import product
+from itertools import count, product
+from typing import NamedTuple
 
 import torch
 from einops import rearrange
@@ -18,13 +20,27 @@ from catome_bench.races.blocks import Case
 from catome_bench.races.free import make_free, make_free_rotary
 from catome_bench.races.hosts import Host, ImageHost, RotaryHost, twin
 from catome_bench.races.peers import PEERS
-from catome_core import AdaptiveMerge, CheckpointSchedule, TokenGrid, match_tokens
+from catome_core import AdaptiveMerge, CheckpointSchedule, Lattice, TokenGrid, match_tokens
 
 CAPACITY_FOR_HALF = 0.25
 """Slots kept beside the destinations, which are a quarter of the tokens: half of the tokens are left."""
 
 STEPS = 2000
 SCOPES: tuple[str, ...] = ("attention", "keys", "block")
+LATTICES = {"lattice": (Lattice(), 2), "lattice, near": (Lattice(near=1), 4)}
+"""Lattices of keys by name, each with its stride: a quarter of the keys, or a sixteenth beside all those near."""
+
+
+class Entry(NamedTuple):
+    """One of our recipes in a race.
+
+    Attributes:
+        recipe: The recipe.
+        phases: Makes the kinds of step of its session.
+    """
+
+    recipe: MergeRecipe
+    phases: Callable[[MergeSession], Phases]
 
 
 def fixed_policy(capacity: float = CAPACITY_FOR_HALF) -> AdaptiveMerge:
@@ -39,7 +55,8 @@ def block_contenders(case: Case, device: str, dtype: torch.dtype) -> dict[str, M
         # A cell is two by two tokens of one frame, so that destinations are a quarter of the tokens of a video, too.
         return _rotary_contenders(host, inputs, TokenGrid(case.grid, (1, 2, 2)[-len(case.grid) :]))
     free = {f"free {scope}": partial(make_free, host, inputs[0], scope, CAPACITY_FOR_HALF) for scope in SCOPES}
-    ours = _our_contenders(host, inputs, {scope: f"free {scope}" for scope in SCOPES})
+    free |= {"free lattice": partial(make_free, host, inputs[0], "keys", 0.0)}
+    ours = _our_contenders(host, inputs, {scope: f"free {scope}" for scope in SCOPES} | {"lattice": "free lattice"})
     peers = {name: partial(_make_peer, host, inputs[0], name) for name in PEERS}
     return {"unpatched": partial(_make_unpatched, host, inputs)} | free | ours | peers
 
@@ -54,13 +71,19 @@ def _rotary_contenders(host: RotaryHost, inputs: tuple[Tensor, ...], grid: Token
 def _our_contenders(
     host: Host, inputs: tuple[Tensor, ...], free: dict[str, str], shape: tuple[int, ...] | None = None
 ) -> dict[str, MakeContender]:
-    """Half of the tokens merged, in every scope, plain and proportional."""
     return {
-        name_ours(scope, proportional): partial(
-            _make_ours, host, inputs, fixed_recipe(CAPACITY_FOR_HALF, scope, proportional), free.get(scope), shape
-        )
-        for scope, proportional in product(SCOPES, (False, True))
+        name: partial(_make_ours, host, inputs, one, free.get(name.removesuffix(", proportional")), shape)
+        for name, one in our_entries().items()
     }
+
+
+def our_entries() -> dict[str, Entry]:
+    """Half of the tokens merged, in every scope, plain and proportional; and lattices of keys."""
+    merging = {
+        name_ours(*one): Entry(fixed_recipe(CAPACITY_FOR_HALF, *one), session_phases)
+        for one in product(SCOPES, (False, True))
+    }
+    return merging | {name: Entry(lattice_recipe(*one), lattice_phases) for name, one in LATTICES.items()}
 
 
 def rung_contenders(case: Case, ladder: tuple[float, ...], device: str, dtype: torch.dtype) -> dict[str, MakeContender]:
@@ -69,9 +92,9 @@ def rung_contenders(case: Case, ladder: tuple[float, ...], device: str, dtype: t
     assert isinstance(host, ImageHost)
     contenders: dict[str, MakeContender] = {"unpatched": partial(_make_unpatched, host, inputs)}
     for rung in ladder:
-        free, recipe = f"free at {rung:g}", fixed_recipe(rung, "attention", proportional=True)
+        free, one = f"free at {rung:g}", Entry(fixed_recipe(rung, "attention", proportional=True), session_phases)
         contenders[free] = partial(make_free, host, inputs[0], "attention", rung)
-        contenders[f"capacity {rung:g}"] = partial(_make_ours, host, inputs, recipe, free, None)
+        contenders[f"capacity {rung:g}"] = partial(_make_ours, host, inputs, one, free, None)
     return contenders
 
 
@@ -85,6 +108,17 @@ def fixed_recipe(capacity: float, scope: str, proportional: bool) -> MergeRecipe
     schedule = CheckpointSchedule.every(2, STEPS)
     # All levels: merge whether or not it is predicted to gain.
     return MergeRecipe(fixed_policy(capacity), schedule, scope, proportional, levels="all")
+
+
+def lattice_recipe(lattice: Lattice, stride: int) -> MergeRecipe:
+    """Keys on a lattice at all levels, whether or not it is predicted to gain."""
+    return MergeRecipe(lattice, scope="keys", stride=stride, levels="all")
+
+
+def lattice_phases(session: MergeSession) -> Phases:
+    """The steps of a lattice, which are all alike: each moves it."""
+    steps = count()
+    return {"every step": lambda: session.begin_step(next(steps) % STEPS, STEPS)}
 
 
 def session_phases(session: MergeSession) -> Phases:
@@ -114,14 +148,14 @@ def _make_unpatched(host: Host, inputs: tuple[Tensor, ...], stack: ExitStack) ->
 def _make_ours(
     host: Host,
     inputs: tuple[Tensor, ...],
-    recipe: MergeRecipe,
+    one: Entry,
     free: str | None,
     shape: tuple[int, ...] | None,
     stack: ExitStack,
 ) -> Contender:
     patched = twin(host)
-    session = stack.enter_context(attach(patched, recipe, sites=[_site(patched, shape)]))
-    return Contender(patched, inputs, session_phases(session), free)
+    session = stack.enter_context(attach(patched, one.recipe, sites=[_site(patched, shape)]))
+    return Contender(patched, inputs, one.phases(session), free)
 
 
 def _make_peer(host: ImageHost, image: Tensor, name: str, stack: ExitStack) -> Contender:

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from catome_adapters import attach, find_sites
 from catome_bench.measure.contender import Contender, MakeContender
-from catome_bench.races.contenders import CAPACITY_FOR_HALF, fixed_recipe, name_ours, session_phases
+from catome_bench.races.contenders import LATTICES, Entry, our_entries
 from catome_bench.races.hosts import twin
 from catome_bench.races.peers import PEERS
 
-OURS: tuple[tuple[str, bool], ...] = (("attention", False), ("attention", True), ("keys", True), ("block", True))
+OURS = ("attention", *(f"{scope}, proportional" for scope in ("attention", "keys", "block")), *LATTICES)
 
 
 class Denoiser(nn.Module):
@@ -94,7 +94,8 @@ def network_contenders(network: Network, device: str, dtype: torch.dtype, batch:
     """The unpatched network, ours with half of the tokens merged, and the peers, by name."""
     denoiser = Denoiser(build(network.config, device, dtype), batch)
     latents = torch.randn(batch, 4, network.side, network.side, device=device, dtype=dtype)
-    ours = {name_ours(*one): partial(_make_ours, denoiser, latents, network.levels, *one) for one in OURS}
+    entries = our_entries()
+    ours = {name: partial(_make_ours, denoiser, latents, network.levels, entries[name]) for name in OURS}
     peers = {name: partial(_make_peer, denoiser, latents, name) for name in ("tomesd", "ToDo")}
     return {"unpatched": lambda stack: Contender(twin(denoiser), (latents,))} | ours | peers
 
@@ -119,15 +120,13 @@ def _make_ours(
     denoiser: Denoiser,
     latents: Tensor,
     levels: Literal["all"] | tuple[int, ...],
-    scope: str,
-    proportional: bool,
+    one: Entry,
     stack: ExitStack,
 ) -> Contender:
     patched = twin(denoiser)
     every = tuple({site.level for site in find_sites(patched)})
-    recipe = fixed_recipe(CAPACITY_FOR_HALF, scope, proportional)
-    recipe = replace(recipe, levels=every if levels == "all" else levels)
-    return Contender(patched, (latents,), session_phases(stack.enter_context(attach(patched, recipe))))
+    recipe = replace(one.recipe, levels=every if levels == "all" else levels)
+    return Contender(patched, (latents,), one.phases(stack.enter_context(attach(patched, recipe))))
 
 
 def _make_peer(denoiser: Denoiser, latents: Tensor, name: str, stack: ExitStack) -> Contender:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from catome_adapters import find_sites
+from catome_adapters import MergeSession, find_sites
 from catome_bench.measure.fidelity import mean_psnr, mean_ssim
 from catome_bench.measure.frechet import frechet_distance, picture_features
 from catome_bench.models.artist import CLASSES, Artist, Drawing
@@ -131,15 +131,22 @@ def _draw(
     artist = Artist(pipeline, variant.steps(total), size)
     # Found before the variant is applied, because peers replace the class of a block.
     projections = [site.attention.get_submodule("to_k") for site in find_sites(pipeline) if site.level == 1]
-    with variant.apply(pipeline), _counted_keys(projections) as keys, torch.random.fork_rng(devices=[]):
+    with variant.apply(pipeline) as session, _counted_keys(projections) as keys, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # tomesd and ca-tome draw their destinations from the global generator
         drawing = artist.draw(motif, seed, label)
+        if isinstance(session, MergeSession):
+            return drawing._replace(removed=mean(_removed_at_top(session)))
     return drawing._replace(removed=1 - mean(keys) / (size // pipeline.token_pixels) ** 2)
+
+
+def _removed_at_top(session: MergeSession) -> list[float]:
+    rows = session.summary().rows
+    return [row.merged_fraction for row in rows if row.tokens == max(row.tokens for row in rows)]
 
 
 @contextmanager
 def _counted_keys(projections: Sequence[nn.Module]) -> Iterator[list[int]]:
-    """The number of tokens that the keys of self-attention are computed from, call by call, whatever the variant."""
+    """The number of tokens that the keys of self-attention are computed from, call by call, for peers."""
     keys: list[int] = []
     handles = [one.register_forward_pre_hook(lambda _, args: keys.append(args[0].shape[1])) for one in projections]
     try:

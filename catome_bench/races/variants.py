@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from catome_adapters import RECIPES, MergeRecipe, attach
 from catome_bench.names import Arch
 from catome_bench.races.peers import PEERS
-from catome_core import AdaptiveMerge
+from catome_core import AdaptiveMerge, Lattice
 
 REFERENCE = "unmerged"
 SHARES_OF_STEPS = (0.9, 0.8, 0.7, 0.6, 0.5)
@@ -47,12 +47,36 @@ def fixed_share(removed: float, radius: int | None = None, **changes: Any) -> Me
     return replace(RECIPES["default"], policy=policy, levels=(1,), **changes)
 
 
+def lattice(stride: int | tuple[int, int], **options: Any) -> MergeRecipe:
+    """A recipe with keys on a lattice of the top level's tokens.
+
+    Args:
+        stride: Size of the cells, of which attention sees one token each.
+        options: Of the `Lattice`.
+    """
+    return MergeRecipe(Lattice(**options), scope="keys", stride=stride, levels=(1,))
+
+
+def lattices(arch: Arch) -> dict[str, MergeRecipe]:
+    """Lattices by the share of the keys that they leave; on the DiT, also with so many cells near around every tile."""
+    near = {f"1/{side**2} lattice, near {near}": lattice(side, near=near) for side in (2, 4) for near in (0, 1, 2)}
+    return {
+        "1/2 lattice": lattice((1, 2)),
+        "1/4 lattice": lattice(2),
+        "1/4 lattice, still": lattice(2, moving=False),
+        "1/8 lattice": lattice((2, 4)),
+        "1/16 lattice": lattice(4),
+        **(near if arch == "dit" else {}),
+    }
+
+
 def recipes(arch: Arch) -> dict[str, MergeRecipe]:
     """Our recipes by name; only the DiT has consecutive blocks, for which segments make a difference."""
     joined = {"50 % block, joined": fixed_share(0.5, scope="block", segment=7)} if arch == "dit" else {}
     default = RECIPES["default"]
     return {
-        **{name: RECIPES[name] for name in ("default", "keys", "paper")},
+        **{name: RECIPES[name] for name in ("close", "balanced", "fast", "default", "keys", "paper", "todo")},
+        **lattices(arch),
         "own cell": replace(default, policy=replace(default.policy, radius=0)),
         "25 %": fixed_share(0.25),
         "50 %": fixed_share(0.5),
