@@ -12,7 +12,7 @@ from torch.nn.functional import multi_head_attention_forward, scaled_dot_product
 from torch.overrides import TorchFunctionMode
 
 from catome_core.attention.channels import attend_with_channels
-from catome_core.attention.masks import SlotMask, attention_bias
+from catome_core.attention.masks import SlotMask, attention_bias, refuse_causal
 from catome_core.attention.multihead import rewrite_multihead
 from catome_core.merging import gather_anchors, merge
 from catome_core.planning import MergePlan
@@ -104,13 +104,13 @@ class InterceptAttention(TorchFunctionMode):
     def _on_multihead(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         key = args[1]
         if key.ndim == 3 and len(self.plan.slot) in (1, key.shape[1]) and self._matches(len(key)):
-            _refuse_causal(kwargs)
+            refuse_causal(kwargs)
             args, kwargs = rewrite_multihead(args, kwargs, self.mask)
         return multi_head_attention_forward(*args, **kwargs)
 
     def _attend(self, call: dict[str, Any]) -> Tensor:
         """Fused attention over slots, whose arguments have four dimensions each."""
-        _refuse_causal(call)
+        refuse_causal(call)
         if self.merge_keys:
             key, value = gather_anchors(call["key"], self.plan, dim=2), _merge_heads(call["value"], self.plan)
             call |= {"key": key, "value": value}
@@ -174,8 +174,3 @@ def _split_heads(rows: Tensor, batch: int) -> Tensor:
     if rows.ndim != 3:
         return rows
     return rearrange(rows, "(b h) n c -> b h n c", b=batch if len(rows) % batch == 0 else 1)
-
-
-def _refuse_causal(call: dict[str, Any]) -> None:
-    if call.get("is_causal"):
-        raise ValueError("attention is causal, which merging would change; detach the session for this model")
