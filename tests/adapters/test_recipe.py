@@ -73,7 +73,7 @@ def test_every_named_recipe_travels_as_json(recipe):
         ("stride", 0, "stride is 0; expected a positive number"),
         ("metric", "keys", r"metric is 'keys'; expected one of \('input', 'output'\)"),
         ("segment", 0, "segment is 0; expected a number of blocks"),
-        ("segment", 2, "segment is 2 with scope='attention'.*use scope='block', or segment=1"),
+        ("segment", 2, "scope is 'attention' with segment=2.*use scope='block', or segment=1"),
         ("during", [0.5, 0.5], r"during is \[0.5, 0.5\]; expected two rising fractions"),
         ("during", [0.8, 0.2], "expected two rising fractions"),
         ("during", [-0.1, 1], "expected two rising fractions"),

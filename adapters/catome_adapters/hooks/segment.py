@@ -14,15 +14,16 @@ from catome_adapters.hooks.attention import SelfAttention
 from catome_adapters.hooks.between import Between, as_one
 from catome_adapters.hooks.forward import ForwardState
 from catome_adapters.hooks.host import Host
+from catome_adapters.hooks.memories import Memories
 from catome_adapters.hooks.owner import HookOwner
-from catome_adapters.hooks.pairs import PairsByCall, SitePairs
+from catome_adapters.hooks.pairs import PairsByCall
 from catome_adapters.hooks.repeats import SegmentPasses
 from catome_adapters.hooks.rules import MergeRules
 from catome_adapters.sites.call import Arguments, BlockCall
 from catome_adapters.sites.location import BlockPlans, Location
 from catome_adapters.sites.site import MergeSite
 from catome_adapters.sites.weights import count_weights
-from catome_core import MergePlan, PairCache, PlanKey, TokenGrid, extend, has_values
+from catome_core import AdaptiveMerge, Lattice, MergePlan, PlanKey, TokenGrid, extend, has_values
 
 
 class LastCall:
@@ -40,6 +41,7 @@ class Segment:
         site: The first site, under a name for all of them.
         state: Of the forward pass that runs.
         pairs: What is remembered from step to step.
+        lattice: Of the keys; None if tokens are matched.
         last_calls: By plan, the tokens of the last call.
         blocks_per_plan: Number of blocks that share a plan.
     """
@@ -47,14 +49,16 @@ class Segment:
     def __init__(self, sites: Sequence[MergeSite], host: Host, rules: MergeRules) -> None:
         self.sites, self.host, self.rules, self.scope = tuple(sites), host, rules, rules.scope
         self.site, self.state, self.between = as_one(self.sites), ForwardState(), Between(self.sites)
-        share = rules.scope.merges_queries and any(site.layout.shared for site in sites)
-        self.policy = replace(rules.policy, shared=rules.policy.shared or share)
+        self.policy = _policy_of(rules, self.sites)
         self.weights = count_weights(self.site)
         self.last_calls = [LastCall() for _ in (self.sites[:1] if self.scope.plans_ahead else self.sites)]
         self.blocks_per_plan = len(self.sites) // len(self.last_calls)
         self._grids: dict[tuple[int, ...], TokenGrid] = {}
         self.decisions: dict[tuple[int, TokenGrid, str], bool] = {}
-        self.pairs = PairsByCall(self._make_pairs, self.state)
+        names = [self.site.name] if self.scope.plans_ahead else [site.name for site in self.sites]
+        device = next((weight.device for weight in self.site.block.parameters()), None)
+        memories = Memories(names, self.policy, rules.seed, rules.matches_output, device)
+        self.lattice, self.pairs = memories.lattice, PairsByCall(memories.make, self.state)
         self.passes = SegmentPasses(self.site.name, host.recorded)
         blocks = [BlockCall(site, site is self.sites[0], site is self.sites[-1]) for site in self.sites]
         self.attentions = [self._enclose(site, module) for site in self.sites for module in site.attentions]
@@ -117,11 +121,8 @@ class Segment:
         self.last_calls[index].key = key
         if has_values(tokens):
             pairs.key, pairs.merged = key, merged
-        self.state.match_output = merged and self.rules.matches_output and not pairs.cache.will_reuse(key)
-        if self.state.match_output or not merged:
-            return None
-        plan = pairs.cache(tokens, grid)
-        return None if pairs.cache.is_identity else plan
+        self.state.match_output = merged and pairs.waits_for_output(key)
+        return None if self.state.match_output or not merged else pairs.plan_for(tokens, grid)
 
     def remove(self) -> None:
         """Remove every hook."""
@@ -140,6 +141,7 @@ class Segment:
             self.between.refuse_checkpointing()
         state, grid = self.state, location.grid
         state.attended, state.front, state.length = False, location.front, location.tokens.shape[1]
+        state.grid = grid
         state.plan, state.active = None, not self.scope.plans_ahead
         if self.scope.plans_ahead:
             plan = self.plan(0, location.tokens[:, location.front : state.length - location.back], grid)
@@ -153,22 +155,20 @@ class Segment:
         self.state.match_output = False
         tokens = tokens[:, self.state.front : self.state.front + key.grid.tokens]
         # Under autocast the output has another dtype than the input, by which the plan is found again.
-        pairs.cache(tokens.to(key.dtype), key.grid)
+        pairs.plan_for(tokens.to(key.dtype), key.grid)
 
     def _enclose(self, site: MergeSite, module: nn.Module) -> SelfAttention:
-        needs = AttentionNeeds(self.rules.proportional, self.policy.spare == "pad", not self.scope.merges_queries)
+        lattice = self.policy if isinstance(self.policy, Lattice) else None
+        needs = AttentionNeeds(self.rules.proportional, self.policy.pads, not self.scope.merges_queries, lattice)
         matched = self.rules.matches_output and not self.scope.spans_block and module is self.site.attention
         return SelfAttention(site, module, self.scope, self.state, needs, self._match_output if matched else None)
 
-    def _make_pairs(self, label: str, always_due: bool) -> list[SitePairs]:
-        """One for each plan, with nothing remembered; `label` names the context."""
-        names = [self.site.name] if self.scope.plans_ahead else [site.name for site in self.sites]
-        is_random = self.policy.destination == "random"
-        # The same seed in every context: what two calls draw is what one batch of both would.
-        generators = [torch.Generator().manual_seed(self.rules.seed) if is_random else None for _ in names]
-        caches = [PairCache(self.policy, generator) for generator in generators]
-        made = zip(names, caches, strict=True)
-        return [SitePairs(name + label, cache, self.rules.matches_output, always_due) for name, cache in made]
+
+def _policy_of(rules: MergeRules, sites: Sequence[MergeSite]) -> AdaptiveMerge | Lattice:
+    """With one plan for the whole batch, where a layout needs that for its rows."""
+    shared = rules.scope.merges_queries and any(site.layout.shared for site in sites)
+    policy = rules.policy
+    return replace(policy, shared=True) if shared and isinstance(policy, AdaptiveMerge) else policy
 
 
 def _once(known: dict[Any, Any], key: Any, make: Callable[[], Any]) -> Any:
