@@ -56,7 +56,7 @@ def attend_without_mask(
     return attend_with_channels({"query": query, "key": key, "value": value}, bias)
 
 
-def attend_with_channels(call: dict[str, Any], bias: Float[Tensor, "batch heads|1 1 slots"]) -> Tensor:
+def attend_with_channels(call: dict[str, Any], bias: Float[Tensor, "batch 1 1 slots"]) -> Tensor:
     """Fused attention with these arguments, and a bias of the keys in channels of its own.
 
     Args:
@@ -85,9 +85,7 @@ def attend_with_channels(call: dict[str, Any], bias: Float[Tensor, "batch heads|
     return scaled_dot_product_attention(**call | wide)[..., : value.shape[-1]]
 
 
-def _as_channels(
-    bias: Float[Tensor, "batch heads|1 1 slots"], dtype: torch.dtype
-) -> Float[Tensor, "batch heads|1 slots 2"]:
+def _as_channels(bias: Float[Tensor, "batch 1 1 slots"], dtype: torch.dtype) -> Float[Tensor, "batch 1 slots 2"]:
     """Two channels: what half precision rounds off in the first is in the second."""
     coarse = bias.to(dtype)
     fine = (bias - coarse.float()).to(dtype)

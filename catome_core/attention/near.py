@@ -22,8 +22,8 @@ def attend_near_and_far(
 ) -> Float[Tensor, "batch heads tokens channels"]:
     """Fused attention in which every query sees near tokens one by one, and of each cell beyond one that counts for it.
 
-    Nothing is matched, and no shape depends on the data: the keys of each tile of queries are gathered, and the tiles
-    take the place of heads, so that one call serves all. Where the near field covers the grid it is plain attention.
+    Nothing is matched, and no shape depends on the data: the keys of each tile of queries are gathered, and tiles are
+    samples of a batch, so that one call serves all. Where the near field covers the grid, it is plain attention.
 
     Args:
         call: Arguments of `scaled_dot_product_attention` by name; query, key and value have four dimensions. A mask
@@ -50,28 +50,29 @@ def attend_near_and_far(
     _check(call, anchors, field)
     if field.covers_grid:
         return scaled_dot_product_attention(**call)
-    call, index = _repeat_groups(call), index_field(field, call["query"])
-    tiled = _attend_tiles(call, anchors, index, field.lead, takes_mask)
+    index = index_field(field, call["query"])
+    attended = _attend_tiles(call, anchors, index, field.lead, takes_mask)
     if field.outside:
-        tiled = torch.cat([_attend_outside(call, index.outside), tiled], 2)
-    return tiled.index_select(2, index.inverse)
+        attended = torch.cat([_attend_outside(call, index.outside).transpose(1, 2), attended], 1)
+    return attended.index_select(1, index.inverse).transpose(1, 2)
 
 
 def _attend_tiles(
     call: dict[str, Any], anchors: Tensor, index: FieldIndex, lead: int, takes_mask: bool
-) -> Float[Tensor, "batch heads tiles*queries channels"]:
-    query, mask, bias = call["query"], call.get("attn_mask"), index.bias
+) -> Float[Tensor, "batch tiles*queries heads channels"]:
+    query, mask = call["query"], call.get("attn_mask")
     keys = torch.cat([index.near, anchors[index.far] + lead], 1)
+    bias = index.bias if len(index.bias) == 1 else index.bias.repeat(len(query), 1, 1, 1)
     indices = {"query": index.queries, "key": keys, "value": keys}
     tiled: dict[str, Any] = call | {name: _gather(call[name], own) for name, own in indices.items()}
     if mask is not None:
         bias = bias + _gather_mask(to_additive(mask, query.dtype), index.queries, keys, query)
-    if takes_mask or bias.shape[2] > 1:
+    if takes_mask or bias.shape[1:3] != (1, 1):
         tiled["attn_mask"] = bias.to(query.dtype)
         attended = scaled_dot_product_attention(**tiled)
     else:
         attended = attend_with_channels(tiled | {"attn_mask": None}, bias)
-    return attended.flatten(1, 2).unflatten(0, query.shape[:2])
+    return attended.transpose(1, 2).unflatten(0, (len(query), -1)).flatten(1, 2)
 
 
 def _attend_outside(call: dict[str, Any], outside: Int[Tensor, "outside"]) -> Tensor:
@@ -85,29 +86,22 @@ def _attend_outside(call: dict[str, Any], outside: Int[Tensor, "outside"]) -> Te
 
 def _gather(
     rows: Float[Tensor, "batch heads tokens channels"], index: Int[Tensor, "tiles n"]
-) -> Float[Tensor, "batch*heads tiles n channels"]:
-    return rows.index_select(2, index.flatten()).flatten(0, 1).unflatten(1, index.shape)
+) -> Float[Tensor, "batch*tiles heads n channels"]:
+    """By token, since models have the heads of a token side by side in memory."""
+    gathered = rows.transpose(1, 2).index_select(1, index.flatten())
+    return gathered.unflatten(1, index.shape).flatten(0, 1).transpose(1, 2)
 
 
 def _gather_mask(
     mask: Float[Tensor, "..."], queries: Int[Tensor, "tiles n"], keys: Int[Tensor, "tiles keys"], query: Tensor
-) -> Float[Tensor, "batch*heads tiles n|1 keys"]:
+) -> Float[Tensor, "batch*tiles heads|1 n|1 keys"]:
     """The caller's mask at the queries and keys of every tile."""
-    mask = mask.expand(*query.shape[:2], -1, query.shape[2])
+    mask = mask.reshape((1,) * (4 - mask.ndim) + mask.shape).expand(len(query), -1, -1, query.shape[2])
     if mask.shape[2] == 1:
-        tiled = mask[:, :, None]
+        tiled = mask[:, :, None].transpose(1, 2)
     else:
-        tiled = mask.index_select(2, queries.flatten()).unflatten(2, queries.shape)
-    return torch.take_along_dim(tiled, keys[None, None, :, None], -1).flatten(0, 1)
-
-
-def _repeat_groups(call: dict[str, Any]) -> dict[str, Any]:
-    """As many heads of keys as of queries, since tiles take their place."""
-    if not call.get("enable_gqa"):
-        return call
-    heads = call["query"].shape[1]
-    repeated = {name: call[name].repeat_interleave(heads // call[name].shape[1], 1) for name in ("key", "value")}
-    return call | repeated | {"enable_gqa": False}
+        tiled = mask.index_select(2, queries.flatten()).unflatten(2, queries.shape).transpose(1, 2)
+    return torch.take_along_dim(tiled, keys[None, :, None, None], -1).flatten(0, 1)
 
 
 def _check(call: dict[str, Any], anchors: Tensor, field: NearField) -> None:

@@ -34,7 +34,7 @@ class FieldIndex(NamedTuple):
     queries: Int[Tensor, "tiles queries"]
     near: Int[Tensor, "tiles outside+near"]
     far: Int[Tensor, "tiles far"]
-    bias: Float32[Tensor, "1 1|tiles 1 keys"]
+    bias: Float32[Tensor, "1|tiles 1 1 keys"]
     inverse: Int[Tensor, "tokens"]
 
 
@@ -90,7 +90,7 @@ def _cells_beyond(axes: list[Axis], first: Coordinates) -> Coordinates:
     return tuple((start + one) % axis.cells for start, one, axis in zip(first, apart, axes, strict=True))
 
 
-def _bias(field: NearField, near: Coordinates, far: Coordinates) -> Float32[Tensor, "1 1|tiles 1 keys"]:
+def _bias(field: NearField, near: Coordinates, far: Coordinates) -> Float32[Tensor, "1|tiles 1 1 keys"]:
     within = [position < axis.length for position, axis in zip(near, field.axes, strict=True)]
     sizes = [
         (axis.length - cell * axis.stride).clamp_max(axis.stride) for cell, axis in zip(far, field.axes, strict=True)
@@ -100,7 +100,7 @@ def _bias(field: NearField, near: Coordinates, far: Coordinates) -> Float32[Tens
     size = torch.cat([outside, near_size, far_size], 1)
     if all(axis.length % axis.stride == 0 for axis in field.axes):
         size = size[:1]
-    return size[None, :, None].float().log()
+    return size[:, None, None].float().log()
 
 
 def _is_captured(tokens: Tensor) -> bool:

@@ -169,13 +169,14 @@ def test_one_fused_call_over_the_predicted_keys(scene, takes_mask):
         assert len(record.calls) == 1 and field.keys == field.tokens
         return
     tiled, *others = record.calls
-    assert tiled["query"].shape[:3] == (BATCH * HEADS, field.tiles, field.queries_per_tile)
-    assert tiled["key"].shape[:3] == tiled["value"].shape[:3] == (BATCH * HEADS, field.tiles, field.keys)
+    tiles = BATCH * field.tiles
+    assert tiled["query"].shape[:3] == (tiles, HEADS, field.queries_per_tile)
+    assert tiled["key"].shape[:3] == tiled["value"].shape[:3] == (tiles, HEADS, field.keys)
     assert [call["query"].shape[2] for call in others] == [field.outside] * bool(field.outside)
     mask = tiled.get("attn_mask")
     equal = all(length % stride == 0 for length, stride in zip(field.grid.shape, field.grid.strides, strict=True))
     assert (mask is not None) == takes_mask
-    assert mask is None or mask.shape == (1, 1 if equal else field.tiles, 1, field.keys)
+    assert mask is None or mask.shape == (1 if equal else tiles, 1, 1, field.keys)
 
 
 def test_dropout_reaches_the_kernel():
