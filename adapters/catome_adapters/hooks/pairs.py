@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import chain
 
 import torch
 
@@ -55,7 +56,6 @@ class SitePairs:
         plan, is_fresh = self.current_plan(), self.is_fresh
         self.due = self.due and (self.output_missed or not self.merged)
         self.forget()
-        self.cache.own_memory()
         self.plan = plan
         return is_fresh
 
@@ -69,17 +69,21 @@ class SitePairs:
         key, cache = self.key, self.cache
         if key is None or (self.merged and not cache.has_plan):
             return self.plan
-        unmerged = SitePlan(self.name, key, "fill", None)
         if not self.merged:
-            return unmerged._replace(unmergeable=torch.full((key.batch,), key.grid.sources), merged=False)
+            is_same = not self.plan.merged and self.plan.key == key
+            return self.plan if is_same else self._left_unmerged(key)
         found = (self.plan.unmergeable, self.plan.similarity)
         if self.is_fresh:
             match = cache.match()
             found = (count_unmergeable(match, cache.policy.threshold), quartiles(match.score))
         if self.is_fresh and self.matches_output:
             # The output came when the step's own tokens had run.
-            return unmerged._replace(unmergeable=found[0], similarity=found[1])
+            return SitePlan(self.name, key, "fill", None, *found)
         return SitePlan(self.name, key, cache.policy.spare, cache.capacity, *found)
+
+    def _left_unmerged(self, key: PlanKey) -> SitePlan:
+        left = torch.full((key.batch,), key.grid.sources)
+        return SitePlan(self.name, key, "fill", None, left, merged=False)
 
 
 class PairsByCall:
@@ -99,7 +103,7 @@ class PairsByCall:
 
     def __iter__(self) -> Iterator[SitePairs]:
         """All pairs, of every context and call."""
-        return (pairs for kept in self._kept.values() for pairs in kept)
+        return chain.from_iterable(self._kept.values())
 
     def select(self, context: str | None, call: int = 1) -> None:
         """From now on use the pairs of this context's first call in a step, or of a later one."""
