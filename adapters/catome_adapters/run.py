@@ -52,6 +52,7 @@ class MergeRun:
         self.recipe, self.sites = recipe, sites
         self.log = RunLog()
         self._warned: set[str] = set()
+        self._checkpoints: Sequence[int] = ()
         self.denoises = any(site.denoises for site in sites)
         self.worth = Worth(recipe, blocks_share, self.denoises)
         self.thins_keys = isinstance(recipe.policy, Lattice)
@@ -78,8 +79,9 @@ class MergeRun:
         """Decide what this step does."""
         if step > 0:
             check_repeatable(self.sites, self.recipe)
-        self.worth.total = total
-        checkpoint = self.recipe.schedule.is_checkpoint(step, total)
+        if total != self.worth.total:
+            self.worth.total, self._checkpoints = total, self.recipe.schedule.rescaled(total).steps
+        checkpoint = step in self._checkpoints
         merging = self.recipe.merges_at(step, total)
         self.attachment.begin_step(
             step, checkpoint, lambda segment: merging and not self._trials[segment].leaves_unmerged(step, checkpoint)
@@ -155,8 +157,7 @@ class MergeRun:
         total = self.worth.total
         if not fresh or step is None or total is None or step + 1 >= total:
             return
-        checkpoints = self.recipe.schedule.rescaled(total).steps
-        matches = sum(one > step for one in checkpoints) / (total - step - 1)
+        matches = sum(one > step for one in self._checkpoints) / (total - step - 1)
         for segment, (pairs, *_) in fresh.items():
             if pairs.plan.key is not None:
                 self._trials[segment].decide(pairs.plan.key, pairs.cache.capacity, matches)

@@ -78,9 +78,10 @@ class Attachment:
         for host in self.hosts:
             host.begin_step(True)
         for segment in self.segments:
-            for attention in segment.attentions:
+            merges = merging(segment)
+            for attention in segment.attentions if merges else ():
                 attention.begin_step()
-            segment.pairs.begin_step(checkpoint, merging(segment))
+            segment.pairs.begin_step(checkpoint, merges)
 
     def finish_step(self) -> dict[Segment, list[SitePairs]]:
         """After a step: the pairs of each segment that were recomputed in it."""
@@ -101,7 +102,7 @@ class Attachment:
         for host in self.hosts:
             host.begin_step(False)
         for segment in self.segments:
-            segment.decisions.clear()
+            segment.known.clear()
             segment.pairs.reset()
 
     def remove(self) -> None:

@@ -16,7 +16,7 @@ from catome_adapters.hooks.failures import explain_failure
 from catome_adapters.hooks.forward import ForwardState
 from catome_adapters.hooks.lattices import intercept, needs_of_call
 from catome_adapters.sites.call import Arguments, Signature, gather_rows
-from catome_adapters.sites.location import BlockPlans
+from catome_adapters.sites.plans import BlockPlans
 from catome_adapters.sites.site import MergeSite
 from catome_core import InterceptAttention, merge, unmerge
 

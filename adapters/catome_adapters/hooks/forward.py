@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from catome_adapters.hooks.repeats import SegmentPass
-from catome_adapters.sites.location import BlockPlans
+from catome_adapters.sites.plans import BlockPlans
 from catome_core import MergePlan, RecordKeys, TokenGrid
 
 

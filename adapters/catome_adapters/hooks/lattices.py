@@ -9,7 +9,7 @@ from torch import Tensor
 
 from catome_adapters.hooks.arguments import AttentionNeeds
 from catome_adapters.hooks.forward import ForwardState
-from catome_adapters.hooks.memory import SiteMemory, left_unmerged
+from catome_adapters.hooks.memory import SiteMemory
 from catome_adapters.records import SitePlan
 from catome_adapters.sites.layout import BlockLayout
 from catome_core import InterceptAttention, Lattice, MergePlan, MovingLattice, NearField, TokenGrid
@@ -34,7 +34,9 @@ class SiteLattice(SiteMemory):
         if self.key is None:
             return self.plan
         if not self.merged:
-            return left_unmerged(self.name, self.key)
+            return self.left_unmerged(self.key)
+        if self.plan.merged and self.plan.key == self.key:
+            return self.plan
         grid = self.key.grid
         kept = grid.sources - keys_left_out(self.lattice.lattice, grid)
         return SitePlan(self.name, self.key, "fill", kept / grid.area, torch.full((self.key.batch,), kept))

@@ -52,6 +52,12 @@ class SiteMemory:
         """Whether such tokens have to run unmerged first."""
         return False
 
+    def left_unmerged(self, key: PlanKey) -> SitePlan:
+        """The record of tokens that were left alone; that of the last step, if it is the same."""
+        if not self.plan.merged and self.plan.key == key:
+            return self.plan
+        return SitePlan(self.name, key, "fill", None, torch.full((key.batch,), key.grid.sources), merged=False)
+
     def own_memory(self) -> None:
         """Between steps: keep nothing in memory that a compiled call has lent."""
 
@@ -66,8 +72,3 @@ class SiteMemory:
     def plan_in_use(self) -> MergePlan | None:
         """The plan of the last call, if there was one in this run."""
         raise NotImplementedError
-
-
-def left_unmerged(name: str, key: PlanKey) -> SitePlan:
-    """The record of tokens that were left alone."""
-    return SitePlan(name, key, "fill", None, torch.full((key.batch,), key.grid.sources), merged=False)

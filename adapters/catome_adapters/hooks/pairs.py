@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 
 from torch import Tensor
 
 from catome_adapters.hooks.forward import ForwardState
-from catome_adapters.hooks.memory import SiteMemory, left_unmerged
+from catome_adapters.hooks.memory import SiteMemory
 from catome_adapters.records import SitePlan, quartiles
 from catome_core import MergePlan, PairCache, PlanKey, TokenGrid, count_unmergeable
 
@@ -51,9 +52,7 @@ class SitePairs(SiteMemory):
     def finish_step(self) -> bool:
         """After a step in which it ran: note what the plan is, and whether it was recomputed in this step."""
         self.due = self.due and (self.output_missed or not self.merged)
-        is_fresh = super().finish_step()
-        self.cache.own_memory()
-        return is_fresh
+        return super().finish_step()
 
     def own_memory(self) -> None:
         """Move the pairs to memory of their own, if a compiled call has lent them some."""
@@ -79,7 +78,7 @@ class SitePairs(SiteMemory):
         if key is None or (self.merged and not cache.has_plan):
             return self.plan
         if not self.merged:
-            return left_unmerged(self.name, key)
+            return self.left_unmerged(key)
         found = (self.plan.unmergeable, self.plan.similarity)
         if self.is_fresh:
             match = cache.match()
@@ -107,7 +106,7 @@ class PairsByCall:
 
     def __iter__(self) -> Iterator[SiteMemory]:
         """All of them, of every context and call."""
-        return (pairs for kept in self._kept.values() for pairs in kept)
+        return chain.from_iterable(self._kept.values())
 
     def select(self, context: str | None, call: int = 1) -> None:
         """From now on use the pairs of this context's first call in a step, or of a later one."""
