@@ -69,8 +69,11 @@ class InterceptAttention(TorchFunctionMode):
         merge_keys: bool = False,
         all_calls: bool = False,
         takes_mask: bool = True,
+        values: str = "mean",
+        near: Any = None,
     ) -> None:
         super().__init__()
+        self.values, self.near = values, near
         needs_bias = proportional or padded
         self.plan, self.merge_keys, self.all_calls, self.takes_mask = plan, merge_keys, all_calls, takes_mask
         self.mask = SlotMask(plan, not merge_keys, needs_bias, proportional)
@@ -111,7 +114,15 @@ class InterceptAttention(TorchFunctionMode):
     def _attend(self, call: dict[str, Any]) -> Tensor:
         """Fused attention over slots, whose arguments have four dimensions each."""
         refuse_causal(call)
-        if self.merge_keys:
+        if self.near is not None:
+            from catome_core.attention.near import attend_near_and_far
+
+            lead, cells = self.near.lead, self.near.grid.destinations
+            anchors = self.plan.anchor[0, lead : lead + cells] - lead
+            return attend_near_and_far(call, anchors, self.near, takes_mask=self.takes_mask)
+        if self.values == "anchor":
+            call |= {name: gather_anchors(call[name], self.plan, dim=2) for name in ("key", "value")}
+        elif self.merge_keys:
             key, value = gather_anchors(call["key"], self.plan, dim=2), _merge_heads(call["value"], self.plan)
             call |= {"key": key, "value": value}
         given = call.get("attn_mask")

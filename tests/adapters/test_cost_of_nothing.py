@@ -14,7 +14,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:nothing merged in this run"),
 ]
 
-MOST_CALLS_PER_BLOCK, MOST_CALLS_PER_BOUNDARY = 20, 36
+MOST_CALLS_PER_BLOCK, MOST_CALLS_PER_BOUNDARY = 20, 40
 SLOW_LAUNCHES = DeviceRates(flops=1e12, attention_flops=1e12, bandwidth=1e12, launch=1.0)
 RECIPES = {"it would lose": make_recipe("keys", levels="top"), "its time is over": make_recipe(during=(0.0, 0.1))}
 
