@@ -11,8 +11,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
 from catome_adapters import find_sites
-from catome_core import TokenGrid, attend_near_and_far, choose_destinations, dither_offsets, lattice_plan
-from catome_core.attention.field import NearField
+from catome_core import NearField, TokenGrid, attend_near_and_far, choose_destinations, dither_offsets, lattice_plan
 from zoo.transformers import ARCHITECTURES
 from zoo.unets import SD
 from zoo.vits import VITS
@@ -86,7 +85,9 @@ class ByHand(TorchFunctionMode):
 
 
 @contextmanager
-def by_hand(case: Case, network: nn.Module, step: int, *, seed=0, moving=True, weighed=True, near=None) -> Iterator[None]:
+def by_hand(
+    case: Case, network: nn.Module, step: int, *, seed=0, moving=True, weighed=True, near=None
+) -> Iterator[None]:
     """Within this block the network attends as in this step."""
     mode = ByHand(case, network, step=step, seed=seed, moving=moving, weighed=weighed, near=near)
     handles = [

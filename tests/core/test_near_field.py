@@ -6,14 +6,23 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
 import oracle
-from catome_core import NearField, TokenGrid, attend_near_and_far, choose_destinations
+from catome_core import (
+    AdaptiveMerge,
+    InterceptAttention,
+    MergePlan,
+    NearField,
+    TokenGrid,
+    attend_near_and_far,
+    choose_destinations,
+    extend,
+)
 from catome_core.attention.tables import index_field
 from strategies import cell_offsets, destinations_at, either, seeds
 from zoo.noise import noise
@@ -221,6 +230,42 @@ def test_index_is_made_once_and_can_be_used_by_any_later_call():
     assert index_field(field, inputs) is index_field(field, second)
 
 
+# Intercepted.
+
+
+def lattice(field: NearField, anchors: Tensor) -> MergePlan:
+    """A slot for every cell and for every token of no grid."""
+    policy, grid = AdaptiveMerge(-1, capacity=0, radius=0), field.grid
+    match = policy.match(torch.zeros(1, grid.tokens, 1), grid, anchors)
+    return extend(policy.plan(match, grid, 0, anchors), field.front, field.back)
+
+
+@given(scenes(), either, either)
+def test_intercepted_attention_sees_near_and_far(scene, heads_in_batch, takes_mask):
+    call, plan = scene.call(), lattice(scene.field, scene.anchors)
+    inputs = [one.flatten(0, 1) if heads_in_batch else one for one in call.values()]
+    with InterceptAttention(plan, merge_keys=True, near=scene.field, takes_mask=takes_mask) as mode:
+        actual = scaled_dot_product_attention(*inputs).view(BATCH, HEADS, -1, CHANNELS)
+    assert mode.was_called and mode.required
+    torch.testing.assert_close(actual, weighted(call, scene.weights), **TOLERANCE)
+
+
+def test_one_graph_for_all_offsets_where_it_is_intercepted():
+    torch.compiler.reset()
+    field, counter = NearField(TokenGrid((6, 9), prefix=1), near=0, front=1, tile=4), CompileCounter()
+
+    def attend(inputs: Tensor, plan: MergePlan) -> Tensor:
+        with InterceptAttention(plan, merge_keys=True, near=field):
+            return scaled_dot_product_attention(*inputs)
+
+    compiled = torch.compile(attend, fullgraph=True, backend=counter)
+    for step in range(2):
+        inputs = noise(3, 1, 2, field.tokens, CHANNELS, seed=step)
+        plan = lattice(field, choose_destinations(field.grid, torch.tensor(step)))
+        torch.testing.assert_close(compiled(inputs, plan), attend(inputs, plan))
+    assert counter.frame_count == 1
+
+
 # What it refuses.
 
 FIELD = NearField(TokenGrid((6, 6)), near=0, tile=2)
@@ -246,6 +291,41 @@ def test_anchors_of_another_grid_are_refused():
     call = {name: torch.zeros(1, 1, 36, 4) for name in ("query", "key", "value")}
     with pytest.raises(ValueError, match=r"anchors has shape \(4,\); expected \(9,\)"):
         attend_near_and_far(call, choose_destinations(TokenGrid((4, 4))), FIELD)
+
+
+def test_causal_attention_is_refused_where_it_is_intercepted():
+    plan = lattice(FIELD, choose_destinations(FIELD.grid))
+    mode = InterceptAttention(plan, merge_keys=True, near=FIELD)
+    with pytest.raises(ValueError, match="attention is causal"), mode:
+        scaled_dot_product_attention(*noise(3, 1, 1, 36, 4), is_causal=True)
+
+
+def test_multihead_attention_that_hides_its_heads_is_refused():
+    plan, module = lattice(FIELD, choose_destinations(FIELD.grid)), nn.MultiheadAttention(4, 2, batch_first=True)
+    tokens, mode = noise(2, 36, 4), InterceptAttention(plan, merge_keys=True, near=FIELD)
+    with pytest.raises(ValueError, match=r"nn\.MultiheadAttention got a near field"), mode:
+        module(tokens, tokens, tokens)
+
+
+@pytest.mark.parametrize(
+    ("field", "options", "found"),
+    [
+        (FIELD, {"merge_keys": False}, r"\(1, 36, 9\) and merge_keys=False"),
+        (NearField(FIELD.grid, front=1), {}, r"\(1, 36, 9\) and merge_keys=True; expected \(1, 37, 10\) and True"),
+        (NearField(TokenGrid((6, 6), 3)), {}, r"expected \(1, 36, 4\) and True for NearField\("),
+    ],
+)
+def test_plans_of_another_field_are_refused(field, options, found):
+    plan = lattice(FIELD, choose_destinations(FIELD.grid))
+    with pytest.raises(ValueError, match=found):
+        InterceptAttention(plan, near=field, **{"merge_keys": True} | options)
+
+
+def test_plan_that_differs_between_samples_is_refused():
+    plan = lattice(FIELD, choose_destinations(FIELD.grid))
+    plan = MergePlan(*(part.expand(2, -1) for part in plan[:3]))
+    with pytest.raises(ValueError, match=r"\(2, 36, 9\).*which all samples share"):
+        InterceptAttention(plan, merge_keys=True, near=FIELD)
 
 
 @pytest.mark.parametrize(

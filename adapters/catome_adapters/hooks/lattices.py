@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -63,9 +61,15 @@ def needs_of_call(needs: AttentionNeeds, state: ForwardState, layout: BlockLayou
 
 def intercept(plan: MergePlan, needs: AttentionNeeds, takes_mask: bool) -> InterceptAttention:
     """The context in which attention over the keys of this plan does as it needs."""
-    options: dict[str, Any] = {} if needs.lattice is None else {"values": "anchor", "near": needs.near}
-    sizes = {"proportional": needs.proportional, "padded": needs.padded, "merge_keys": needs.merge_keys}
-    return InterceptAttention(plan, takes_mask=takes_mask, **sizes, **options)
+    return InterceptAttention(
+        plan,
+        proportional=needs.proportional,
+        padded=needs.padded,
+        merge_keys=needs.merge_keys,
+        values="mean" if needs.lattice is None else "anchor",
+        near=needs.near,
+        takes_mask=takes_mask,
+    )
 
 
 def cells_are_equal(grid: TokenGrid) -> bool:

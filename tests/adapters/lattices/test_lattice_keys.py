@@ -7,15 +7,15 @@ from catome_adapters import MergeRecipe, attach
 from catome_core import Lattice
 from lattice_by_hand import CASES, VIT, WIDE, Case, steps_by_hand
 from probes import anatomy
-from running import TOTAL, assert_same, run
+from running import TOTAL, all_differ, assert_same, run
 
 pytestmark = pytest.mark.usefixtures("without_gradients")
 
 STEPS = (0, 1, 4)
 
 
-def lattice_recipe(lattice: Lattice = Lattice(), **options) -> MergeRecipe:
-    return MergeRecipe(lattice, scope="keys", **{"levels": "all"} | options)
+def lattice_recipe(lattice: Lattice | None = None, **options) -> MergeRecipe:
+    return MergeRecipe(lattice or Lattice(), scope="keys", **{"levels": "all"} | options)
 
 
 def steps_of(case: Case, network, recipe: MergeRecipe, steps=STEPS) -> list[torch.Tensor]:
@@ -33,7 +33,7 @@ def test_attention_sees_the_anchors_of_the_step_and_of_the_site(name):
     network = case.model.network()
     seen = steps_of(case, network, lattice_recipe(seed=3))
     assert_same(seen, steps_by_hand(case, network, STEPS, seed=3), tolerance=1e-4)
-    assert all(not torch.allclose(one, other, rtol=1e-3, atol=1e-4) for one, other in zip(seen, seen[1:], strict=False))
+    assert all_differ(seen[1:], seen[:-1])
 
 
 @pytest.mark.parametrize("name", ["SD", "Flux, partial cells"])
