@@ -6,8 +6,9 @@ from catome_adapters.prediction.rates import DeviceRates
 from catome_adapters.sites.weights import SiteWeights
 from catome_core import AdaptiveMerge, Lattice, NearField, TokenGrid
 
-GATHER_LAUNCHES, NEAR_LAUNCHES = 5, 20
-"""Operations that a call adds, without a near field and with one, as a dispatch mode counts them."""
+GATHER_LAUNCHES, GATHER_BEHIND_LAUNCHES, NEAR_LAUNCHES = 5, 7, 31
+"""Operations that a call adds which gathers its keys before their projections, behind them, or for tiles with a near
+field, as a dispatch mode counts them."""
 
 
 def weights_as_gathered(weights: SiteWeights, policy: AdaptiveMerge | Lattice) -> SiteWeights:
@@ -32,5 +33,5 @@ def gather_seconds(lattice: Lattice, weights: SiteWeights, grid: TokenGrid, batc
     elif weights.takes_keys:
         numbers, launches = (grid.prefix + grid.destinations) * weights.channels, GATHER_LAUNCHES
     else:
-        numbers, launches = 2 * (grid.prefix + grid.destinations) * weights.width, GATHER_LAUNCHES
+        numbers, launches = 2 * (grid.prefix + grid.destinations) * weights.width, GATHER_BEHIND_LAUNCHES
     return 2 * batch * numbers * weights.itemsize / rates.bandwidth + launches * rates.launch
