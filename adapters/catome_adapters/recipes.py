@@ -46,6 +46,6 @@ RECIPES: Mapping[str, MergeRecipe] = MappingProxyType(
 )
 """Recipes by name: "default"; "paper", to the letter; "keys", whose queries stay whole; "close", "balanced" and "fast",
 whose queries see half, a quarter and an eighth of the keys, others in every step; "todo", the same quarter in every
-step; "tomesd", half of the tokens, matched anew at every step; "vit", half of the tokens of every block, for models that
-are called once per input; "tome", for their classification: every block merges 6 % of the tokens that the blocks before
-it have left."""
+step; "tomesd", half of the tokens, matched anew at every step; "vit", half of the tokens of every block, for models
+that are called once per input; "tome", for their classification: every block merges 6 % of the tokens that the blocks
+before it have left."""

@@ -61,10 +61,8 @@ def verdict(result: Forecast, recipe: MergeRecipe, device: str) -> str:
     if not SCOPES[recipe.scope].predictable:
         return f"scope {recipe.scope} merges on from block to block, which figures of one block do not show; {attach}"
     policy, adapts = recipe.policy, recipe.policy.adapts
-    fixed = (
-        f" and capacity {policy.capacity}" if isinstance(policy, AdaptiveMerge) else f" on a lattice of {recipe.stride}"
-    )
-    setting = f"with scope {recipe.scope}{'' if adapts else fixed} on {device}"
+    fixed = f"capacity {policy.capacity}" if isinstance(policy, AdaptiveMerge) else f"a lattice of {recipe.stride}"
+    setting = f"with scope {recipe.scope}{'' if adapts else f' and {fixed}'} on {device}"
     if not any(one.merges for one in result.sites):
         enough = f"{MIN_GAIN:.0%} of the network's time"
         return f"no gain expected {setting}: at this size no block saves {enough}, and larger sizes gain more"
