@@ -182,10 +182,16 @@ def test_one_fused_call_over_the_predicted_keys(scene, takes_mask):
     assert tiled["query"].shape[:3] == (tiles, HEADS, field.queries_per_tile)
     assert tiled["key"].shape[:3] == tiled["value"].shape[:3] == (tiles, HEADS, field.keys)
     assert [call["query"].shape[2] for call in others] == [field.outside] * bool(field.outside)
-    mask = tiled.get("attn_mask")
-    equal = all(length % stride == 0 for length, stride in zip(field.grid.shape, field.grid.strides, strict=True))
-    assert (mask is not None) == takes_mask
-    assert mask is None or mask.shape == (1 if equal else tiles, 1, 1, field.keys)
+    assert (tiled.get("attn_mask") is not None) == takes_mask
+
+
+@pytest.mark.parametrize(("shape", "rows"), [((8, 12), 1), ((2, 6, 4), 1), ((7, 12), 2 * 24)])
+def test_where_the_stride_divides_the_grid_one_row_of_weights_serves_all_tiles(shape, rows):
+    field = NearField(TokenGrid(shape), near=0, front=1, tile=2)
+    call = dict.fromkeys(("query", "key", "value"), noise(2, 1, field.tokens, 8))
+    with RecordCalls() as record:
+        attend_near_and_far(call, choose_destinations(field.grid), field)
+    assert record.calls[0]["attn_mask"].shape == (rows, 1, 1, field.keys)
 
 
 def test_dropout_reaches_the_kernel():
