@@ -14,7 +14,7 @@ from catome_adapters.hooks.arguments import AttentionNeeds, ByArguments
 from catome_adapters.hooks.backend import kernel_for
 from catome_adapters.hooks.failures import explain_failure
 from catome_adapters.hooks.forward import ForwardState
-from catome_adapters.hooks.lattices import intercept, needs_of_call
+from catome_adapters.hooks.lattices import needs_of_call
 from catome_adapters.sites.call import Arguments, Signature, gather_rows
 from catome_adapters.sites.plans import BlockPlans
 from catome_adapters.sites.site import MergeSite
@@ -132,17 +132,21 @@ class SelfAttention:
         if isinstance(returned, Tensor):
             return unmerge(returned, plans.tokens if returned.shape[1] == slots else plans.keys)
         return type(returned)(
-            unmerge(part, plans.tokens) if index != 1 and _has_rows(part, slots) else part
+            unmerge(part, plans.tokens)
+            if index != 1 and isinstance(part, Tensor) and part.ndim == 3 and part.shape[1] == slots
+            else part
             for index, part in enumerate(returned)
         )
 
     def aware(self, call: Arguments, plans: BlockPlans) -> tuple[Arguments, Contexts]:
         """The call and the contexts that make attention aware of slots."""
         plan = plans.keys if self.sees_text else plans.tokens
-        needs = needs_of_call(self.needs, self.state, self.site.layout, plan.slot.shape[1])
+        needs = self.needs if self.needs.lattice is None else needs_of_call(self.needs, self.state, self.site, plan)
         if self.by_arguments is not None and needs.near is None:
             return self.by_arguments.aware(call, plan, needs)
-        return call, (intercept(plan, needs, self.kernel.takes_mask), *self.kernel.contexts)
+        options: dict[str, Any] = {"padded": needs.padded, "merge_keys": needs.merge_keys, "near": needs.near}
+        options |= {"values": "mean" if needs.lattice is None else "anchor", "takes_mask": self.kernel.takes_mask}
+        return call, (InterceptAttention(plan, proportional=needs.proportional, **options), *self.kernel.contexts)
 
     def begin_step(self) -> None:
         """Before a step, outside compiled code: what else is at work on the module may have changed."""
@@ -194,7 +198,3 @@ def _nest(contexts: Contexts, forward: Callable[..., Any], call: Arguments) -> A
         return forward(*call[0], **call[1])
     with contexts[0]:
         return _nest(contexts[1:], forward, call)
-
-
-def _has_rows(part: Any, rows: int) -> bool:
-    return isinstance(part, Tensor) and part.ndim == 3 and part.shape[1] == rows

@@ -9,8 +9,8 @@ from catome_adapters.hooks.arguments import AttentionNeeds
 from catome_adapters.hooks.forward import ForwardState
 from catome_adapters.hooks.memory import SiteMemory
 from catome_adapters.records import SitePlan
-from catome_adapters.sites.layout import BlockLayout
-from catome_core import InterceptAttention, Lattice, MergePlan, MovingLattice, NearField, TokenGrid
+from catome_adapters.sites.site import MergeSite
+from catome_core import Lattice, MergePlan, MovingLattice, NearField, TokenGrid
 
 
 class SiteLattice(SiteMemory):
@@ -47,29 +47,16 @@ class SiteLattice(SiteMemory):
         return self.plan_for(torch.empty(1, key.grid.tokens, 1, device=key.device), key.grid)
 
 
-def needs_of_call(needs: AttentionNeeds, state: ForwardState, layout: BlockLayout, keys: int) -> AttentionNeeds:
-    """The same, and for a lattice what follows from the grid and the other tokens among so many keys."""
-    lattice, grid = needs.lattice, state.grid
-    if lattice is None or grid is None:
-        return needs
+def needs_of_call(needs: AttentionNeeds, state: ForwardState, site: MergeSite, plan: MergePlan) -> AttentionNeeds:
+    """The same for a lattice and one call, whose keys this plan is for: text and other tokens are around the grid."""
+    lattice, grid, keys = needs.lattice, state.grid, plan.slot.shape[1]
+    assert lattice is not None
+    assert grid is not None
     text = keys - state.length
-    front = state.front + (text if layout.text_side == "front" else 0)
+    front = state.front + (text if site.layout.text_side == "front" else 0)
     alone = keys == grid.tokens and cells_are_equal(grid)
     near = None if lattice.near is None else NearField(grid, lattice.near, front, keys - front - grid.tokens)
     return needs._replace(proportional=needs.proportional and not alone, near=near)
-
-
-def intercept(plan: MergePlan, needs: AttentionNeeds, takes_mask: bool) -> InterceptAttention:
-    """The context in which attention over the keys of this plan does as it needs."""
-    return InterceptAttention(
-        plan,
-        proportional=needs.proportional,
-        padded=needs.padded,
-        merge_keys=needs.merge_keys,
-        values="mean" if needs.lattice is None else "anchor",
-        near=needs.near,
-        takes_mask=takes_mask,
-    )
 
 
 def cells_are_equal(grid: TokenGrid) -> bool:

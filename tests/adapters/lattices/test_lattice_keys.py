@@ -102,4 +102,6 @@ def test_lattice_stands_still_until_the_step_is_known_and_a_warning_says_so():
             seen = [case.model.call(network), case.model.call(network)]
         session.begin_step(1, TOTAL)
         seen.append(case.model.call(network))
-    assert_same(seen, steps_by_hand(case, network, (0, 0, 1)), tolerance=1e-4)
+        session.reset()
+        seen.append(case.model.call(network))
+    assert_same(seen, steps_by_hand(case, network, (0, 0, 1, 0)), tolerance=1e-4)
