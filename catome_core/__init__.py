@@ -1,8 +1,11 @@
 """Cached Adaptive Token Merging as pure tensor operations: static shapes, and no state but the cache."""
 
 from catome_core.attention.channels import attend_without_mask
-from catome_core.attention.intercept import InterceptAttention, RecordKeys
+from catome_core.attention.field import NearField
+from catome_core.attention.intercept import InterceptAttention
 from catome_core.attention.masks import attention_bias
+from catome_core.attention.near import attend_near_and_far
+from catome_core.attention.record import RecordKeys
 from catome_core.block import MergedBlock
 from catome_core.cache import PairCache
 from catome_core.calls import CallMemory, backward_node, has_values, refuse_jit_trace, refuse_repeat
@@ -33,12 +36,14 @@ __all__ = [
     "MergeWarning",
     "MergedBlock",
     "MovingLattice",
+    "NearField",
     "PairCache",
     "PlanIndex",
     "PlanKey",
     "PlanSummary",
     "RecordKeys",
     "TokenGrid",
+    "attend_near_and_far",
     "attend_without_mask",
     "attention_bias",
     "backward_node",

@@ -58,8 +58,8 @@ def flag(name: str, value: object) -> bool:
     return instance(name, value, bool, "True or False")
 
 
-def instance(name: str, value: object, kind: type[Kind], expected: str) -> Kind:
-    """An object of this class."""
+def instance(name: str, value: object, kind: type[Kind] | tuple[type[Kind], ...], expected: str) -> Kind:
+    """An object of this class, or of one of these."""
     if not isinstance(value, kind):
         raise TypeError(_message(name, value, expected))
     return value

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from itertools import product
 from math import prod
 from typing import TYPE_CHECKING
@@ -46,7 +45,6 @@ def dither_offsets(
     return offsets
 
 
-@lru_cache(maxsize=64)
 def dither_order(strides: tuple[int, ...]) -> tuple[int, ...]:
     """The tokens of a cell, as raster indices in it, each as far as possible from all before it, as on a torus.
 

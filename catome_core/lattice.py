@@ -53,6 +53,16 @@ class Lattice:
             near = checks.integer("near", self.near, "a number of cells from 0, or None: the lattice alone", least=0)
             object.__setattr__(self, "near", near)
 
+    @property
+    def adapts(self) -> bool:
+        """Whether the data decides the number of keys: never."""
+        return False
+
+    @property
+    def pads(self) -> bool:
+        """Whether slots may be empty: never."""
+        return False
+
 
 def lattice_plan(
     grid: TokenGrid, offsets: Int[Tensor, "destinations"] | int = 0, *, device: torch.device | str | None = None
@@ -126,9 +136,13 @@ class MovingLattice(nn.Module):
         """Before a step: move on. Not in compiled code."""
         self.step += 1
 
+    def move_to(self, step: int) -> None:
+        """Before a step whose number is known, from 0. Not in compiled code."""
+        self.step.fill_(self.phase + step)
+
     def reset(self) -> None:
         """Begin with the first step again."""
-        self.step.fill_(self.phase)
+        self.move_to(0)
 
     def _plan(self, tokens: Tensor, grid: TokenGrid) -> MergePlan:
         if not has_values(tokens):

@@ -56,6 +56,16 @@ class AdaptiveMerge:
         checks.flag("shared", self.shared)
         checks.one_of("destination", self.destination, get_args(Destination))
 
+    @property
+    def adapts(self) -> bool:
+        """Whether the data decides the number of slots."""
+        return self.capacity is None
+
+    @property
+    def pads(self) -> bool:
+        """Whether slots may be empty, so that attention needs a mask."""
+        return self.spare == "pad"
+
     def __call__(
         self,
         tokens: Float[Tensor, "batch tokens channels"],

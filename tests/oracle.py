@@ -207,6 +207,43 @@ def index(slots: list[list[int]], count: int):
     return rows, offsets, inverse
 
 
+# ---------------------------------------------------------------- near and far
+
+
+def window(cell: int, cells: int, side: int, near: int) -> range:
+    """Along one dimension: the cells that the cell's tile sees token by token, as many for every tile.
+
+    Tiles have at most `side` cells and are equally large; at the border, tiles and what they see are shifted inwards.
+    """
+    width = ceil(cells / ceil(cells / max(1, side)))
+    first, length = min(cell // width * width, cells - width), min(width + 2 * near, cells)
+    start = max(0, min(first - near, cells - length))
+    return range(start, start + length)
+
+
+def weigh_keys(grid, anchors: list[int], *, near: int, tile: int, front: int = 0, back: int = 0) -> list[list[float]]:
+    """For every query of the sequence, how many tokens each key counts for; 0 for a key that it does not see."""
+    lead, area = front + grid.prefix, prod(grid.shape)
+    sides = [max(1, tile // 4), tile, tile][-len(grid.shape) :]
+    counts = [ceil(length / step) for length, step in zip(grid.shape, grid.stride, strict=True)]
+    members: dict[tuple[int, ...], list[int]] = {cell: [] for cell in cells(grid)}
+    for token in range(area):
+        members[cell_of(token, grid)].append(token)
+    weights = []
+    for query in range(-lead, area + back):
+        row = [1.0] * (lead + area + back)
+        weights.append(row)
+        if not 0 <= query < area:
+            continue
+        axes = zip(cell_of(query, grid), counts, sides, grid.stride, strict=True)
+        windows = [window(cell, count, side // step, near) for cell, count, side, step in axes]
+        for number, (cell, tokens) in enumerate(members.items()):
+            if any(index not in seen for index, seen in zip(cell, windows, strict=True)):
+                for token in tokens:
+                    row[lead + token] = float(len(tokens)) if token == anchors[number] else 0.0
+    return weights
+
+
 # ---------------------------------------------------------------- summaries
 
 

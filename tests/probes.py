@@ -1,15 +1,58 @@
 """What tests see of a network, of a policy and of attention while they run."""
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
+import catome_adapters
+import catome_core
 from catome_core import AdaptiveMerge, Match
+
+ROOTS = [Path(package.__file__).parent for package in (catome_core, catome_adapters)]
+
+
+def calls_of_ours(work: Callable[[], object]) -> list[Path]:
+    """The file of every function of this library that was called meanwhile, in their order."""
+    called: list[Path] = []
+
+    def profile(frame, event, _) -> None:
+        path = Path(frame.f_code.co_filename)
+        if event == "call" and any(root in path.parents for root in ROOTS):
+            called.append(path)
+
+    sys.setprofile(profile)
+    try:
+        work()
+    finally:
+        sys.setprofile(None)
+    return called
+
+
+class Operations(TorchDispatchMode):
+    """Records the operations of torch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    @classmethod
+    def of(cls, work: Callable[[], object]) -> list[str]:
+        """Those of this work."""
+        with cls() as operations:
+            work()
+        return operations.names
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
 
 
 @dataclass(frozen=True)

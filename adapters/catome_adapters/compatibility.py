@@ -14,7 +14,7 @@ from catome_adapters.hooks.scopes import SCOPES
 from catome_adapters.recipe import MergeRecipe
 from catome_adapters.sites.ranks import RankGrid, count_ranks, splits_itself
 from catome_adapters.sites.site import MergeSite
-from catome_core import MergeWarning
+from catome_core import Lattice, MergeWarning
 
 PASSING = (
     "TextKVCacheBlockHook",
@@ -25,6 +25,7 @@ PASSING = (
 )
 """Hooks of diffusers that run in a module's place and keep no image tokens for later."""
 
+FIXED = 'AdaptiveMerge(capacity=0.25, spare="fill")'
 NOTHING_TO_ADD = "use AdaptiveMerge(spare='fill') with proportional=False and scope='attention' or 'block'"
 """A recipe for which attention needs neither a mask nor other keys."""
 
@@ -85,17 +86,18 @@ def _needs_no_steps(site: MergeSite, recipe: MergeRecipe) -> str | None:
     reason = waits_for_steps(recipe)
     if site.denoises or reason is None:
         return None
+    fixed = "Lattice(moving=False)" if isinstance(recipe.policy, Lattice) else FIXED
     return (
         f"it belongs to a model that is called once for every input, without steps, and {reason}: use "
-        'RECIPES["vit"], or a recipe with a fixed AdaptiveMerge(capacity=0.25, spare="fill"), metric="input" and '
-        "no during"
+        f'RECIPES["vit"], or a recipe with a fixed {fixed}, metric="input" and no during'
     )
 
 
 def waits_for_steps(recipe: MergeRecipe) -> str | None:
     """What the recipe does only after the first step of a run, if anything; its schedule aside."""
     later = {
-        "policy.capacity is None, which adapts": recipe.policy.capacity is None,
+        "policy.capacity is None, which adapts": recipe.policy.adapts,
+        "policy.moving is True, which moves the keys": isinstance(recipe.policy, Lattice) and recipe.policy.moving,
         "metric='output' merges": recipe.metric == "output",
         "during is a part of the run, which merges": recipe.during != (0.0, 1.0),
     }
@@ -162,7 +164,7 @@ def _warn_of_substitute(sites: Sequence[MergeSite], recipe: MergeRecipe) -> None
 
 
 def _needs_bias(recipe: MergeRecipe) -> bool:
-    return recipe.proportional or recipe.policy.spare == "pad"
+    return recipe.proportional or recipe.policy.pads
 
 
 def _must_intercept(recipe: MergeRecipe) -> bool:
@@ -184,7 +186,7 @@ def _ranks_agree(site: MergeSite, recipe: MergeRecipe) -> str | None:
         return None
     if not isinstance(site.grid_of, RankGrid):
         return f"{count} ranks have begun to share the sequence; call enable_parallelism() before attach()"
-    if recipe.policy.capacity is None:
+    if recipe.policy.adapts:
         return "with capacity=None ranks would keep different numbers of tokens; give AdaptiveMerge a capacity"
     if _must_intercept(recipe):
         return f"attention gathers keys of {count} ranks, without their plans; {NOTHING_TO_ADD}"

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from os import getpid
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from catome_adapters.hooks.scopes import SCOPES
-from catome_core import PAPER_SCHEDULES, AdaptiveMerge, CheckpointSchedule, checks
+from catome_core import PAPER_SCHEDULES, AdaptiveMerge, CheckpointSchedule, Lattice, checks
 
 Metric = Literal["input", "output"]
 METRICS: tuple[Metric, ...] = get_args(Metric)
@@ -24,22 +24,22 @@ class MergeRecipe:
     Args:
         policy: How tokens are matched and merged. With `policy.capacity=None` the session moves the capacity along
             a ladder after every checkpoint, to the shortest sequence at which nothing overflows; a number fixes it.
-        schedule: The steps that recompute the pairs.
+            Or a `Lattice`, with scope="keys": queries attend to one token of every cell, another one in every step.
+        schedule: The steps that recompute the pairs; a lattice has none.
         scope: "attention" merges around self-attention (paper), "keys" merges only its keys and values (values
             are means, keys those of the anchors), "block" runs the whole transformer block on merged tokens.
             "progressive" is for models that are called once per input: every block merges, between its attention and
             its feed-forward, some of the tokens that the blocks before it have left, and only the last one unmerges
-            (ToMe, 2023). Every other token is a destination, whatever `stride` says, so a block leaves
-            1 / 2 + policy.capacity of its tokens: 0.46 merges one in 25, 0.5 none. The similarity of the keys that
-            attention compares decides which tokens merge, not how many: the threshold plays no part.
+            (ToMe, 2023). Every other token is a destination, whatever `stride` says, so a block leaves 1 / 2 +
+            policy.capacity of its tokens. The keys that attention compares decide which: the threshold plays no part.
         proportional: Attention weighs every key by the number of tokens it stands for.
         levels: "auto" takes the levels where merging is predicted to gain 3 % of the network's time, and merges only
             where it gains as much; "top" takes the level with the most tokens (paper: D1 and U1), and merges where it
             gains any time. "all" takes every level, a tuple the levels named by their downsampling factor, such as
             (1, 2): these two merge in every call.
-        stride: Cell size of the grid, one destination per cell: one number for height and width, with frames each by
-            itself, or a number for every dimension.
-        seed: Seed of the destinations of `policy.destination="random"`.
+        stride: Cell size of the grid, one destination per cell: one number for height and width, or a pair, with frames
+            each by itself; or a number for every dimension of a video.
+        seed: Seed of the destinations of `policy.destination="random"`, and the first step's place of a moving lattice.
         metric: What is matched: "input" the block's input (paper), "output" what self-attention returns, or with
             scope="block" what the block does (DiTo, 2026). Then a step that recomputes pairs runs unmerged.
         segment: With scope="block", how many consecutive blocks at most share one merge before the first and one
@@ -49,7 +49,7 @@ class MergeRecipe:
 
     Raises:
         TypeError: If a value has another type; "no" is not False, and True is not 1.
-        ValueError: If a value is out of range.
+        ValueError: If a value is out of range, or two do not fit.
 
     Examples:
         >>> recipe = MergeRecipe(AdaptiveMerge(threshold=0.8), scope="block")
@@ -57,7 +57,7 @@ class MergeRecipe:
         True
     """
 
-    policy: AdaptiveMerge = field(default_factory=lambda: AdaptiveMerge(spare="fill"))
+    policy: AdaptiveMerge | Lattice = field(default_factory=lambda: AdaptiveMerge(spare="fill"))
     schedule: CheckpointSchedule = PAPER_SCHEDULES["config_3"]
     scope: str = "attention"
     proportional: bool = True
@@ -69,7 +69,8 @@ class MergeRecipe:
     during: tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self) -> None:
-        checks.instance("policy", self.policy, AdaptiveMerge, "an AdaptiveMerge, such as AdaptiveMerge(threshold=0.7)")
+        policies = "an AdaptiveMerge, such as AdaptiveMerge(threshold=0.7), or a Lattice"
+        checks.instance("policy", self.policy, (AdaptiveMerge, Lattice), policies)
         example = "a CheckpointSchedule, such as CheckpointSchedule((0, 10, 40), of=50)"
         checks.instance("schedule", self.schedule, CheckpointSchedule, example)
         checks.one_of("scope", self.scope, tuple(SCOPES))
@@ -84,9 +85,10 @@ class MergeRecipe:
         }
         for name, value in checked.items():
             object.__setattr__(self, name, value)
-        error = SCOPES[self.scope].recipe_error(self.policy, self.segment)
-        if error:
-            raise ValueError(f"segment is {self.segment} with scope={self.scope!r}{error}")
+        if error := SCOPES[self.scope].recipe_error(self.policy, self.segment):
+            raise ValueError(f"scope is {self.scope!r} with {error}")
+        if isinstance(self.policy, Lattice) and self.metric == "output":
+            raise ValueError(f"metric is 'output' with {self.policy}, which matches nothing; use metric='input'")
 
     def merges_at(self, step: int, total: int) -> bool:
         """Whether tokens merge in step `step`, from 0, of a run of `total`.
@@ -105,14 +107,14 @@ class MergeRecipe:
             ValueError: If the recipe's stride has another number of dimensions.
 
         Examples:
-            >>> MergeRecipe(stride=2).strides((4, 6)), MergeRecipe(stride=2).strides((5, 4, 6))
-            (2, (1, 2, 2))
+            >>> MergeRecipe(stride=2).strides((5, 4, 6)), MergeRecipe(stride=(2, 4)).strides((5, 4, 6))
+            ((1, 2, 2), (1, 2, 4))
         """
         if isinstance(self.stride, int):
             return self.stride if len(shape) == 2 else (1, *(self.stride,) * (len(shape) - 1))
-        if len(self.stride) != len(shape):
+        if len(self.stride) > len(shape):
             raise ValueError(f"stride is {self.stride}, and the grid is {shape}; expected a number for each dimension")
-        return self.stride
+        return (1,) * (len(shape) - len(self.stride)) + self.stride
 
     def to_json(self) -> str:
         """The recipe as a JSON object."""
@@ -127,7 +129,7 @@ class MergeRecipe:
             TypeError: If a field is unknown, or a value has another type.
         """
         values = checks.fields_of(cls, json.loads(text), "", required=("policy", "schedule"))
-        values["policy"] = checks.make(AdaptiveMerge, values["policy"], "policy")
+        values["policy"] = checks.make(_kind_of_policy(values["policy"]), values["policy"], "policy")
         values["schedule"] = checks.make(CheckpointSchedule, values["schedule"], "schedule", required=("steps", "of"))
         return cls(**values)
 
@@ -149,12 +151,10 @@ class MergeRecipe:
 
     @classmethod
     def load(cls, path: str | Path) -> MergeRecipe:
-        """The recipe in a file that `save` wrote.
+        """The recipe in a file that `save` wrote; errors of `from_json` begin with the name of the file.
 
         Raises:
             OSError: If the file cannot be read.
-            ValueError: As `from_json`, with the name of the file.
-            TypeError: As `from_json`, with the name of the file.
 
         Examples:
             >>> from tempfile import TemporaryDirectory
@@ -167,6 +167,12 @@ class MergeRecipe:
             return cls.from_json(Path(path).read_text(encoding="utf-8"))
         except (TypeError, ValueError) as error:
             raise checks.located(f"{path}: ", error) from error
+
+
+def _kind_of_policy(values: Any) -> type[AdaptiveMerge | Lattice]:
+    """The kinds have no field in common."""
+    is_lattice = isinstance(values, dict) and any(one.name in values for one in fields(Lattice))
+    return Lattice if is_lattice else AdaptiveMerge
 
 
 def _check_levels(levels: Any) -> str | tuple[int, ...]:
@@ -188,7 +194,7 @@ def _check_stride(stride: Any) -> int | tuple[int, ...]:
 
 def _check_during(during: Any) -> tuple[float, ...]:
     expected = "two rising fractions of the run, such as (0.2, 1.0) to leave the first fifth of the steps unmerged"
-    first, last = parts = checks.numbers("during", during, expected, least=0, most=1, lengths=(2,))
-    if first >= last:
+    parts = checks.numbers("during", during, expected, least=0, most=1, lengths=(2,))
+    if parts[0] >= parts[1]:
         raise ValueError(f"during is {during!r}; expected {expected}")
     return parts

@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from types import MappingProxyType
 
 from catome_adapters.recipe import MergeRecipe
-from catome_core import AdaptiveMerge, CheckpointSchedule
+from catome_core import AdaptiveMerge, CheckpointSchedule, Lattice
 
 
 class _Named(dict[str, MergeRecipe]):
@@ -23,6 +23,10 @@ RECIPES: Mapping[str, MergeRecipe] = MappingProxyType(
             "default": MergeRecipe(),
             "paper": MergeRecipe(AdaptiveMerge(), proportional=False, levels="top"),
             "keys": MergeRecipe(scope="keys"),
+            "close": MergeRecipe(Lattice(), scope="keys", stride=(1, 2)),
+            "balanced": MergeRecipe(Lattice(), scope="keys", stride=2),
+            "fast": MergeRecipe(Lattice(), scope="keys", stride=(2, 4)),
+            "todo": MergeRecipe(Lattice(moving=False), scope="keys", proportional=False, levels="top"),
             "tomesd": MergeRecipe(
                 AdaptiveMerge(threshold=-1, capacity=0.25, spare="fill", destination="random"),
                 CheckpointSchedule.every(1, 50),
@@ -40,6 +44,8 @@ RECIPES: Mapping[str, MergeRecipe] = MappingProxyType(
         }
     )
 )
-"""Recipes by name: "default"; "paper", to the letter; "keys", the closest to the unmerged picture; "tomesd", half of
-the tokens, matched anew at every step; "vit", half of the tokens of every block, for models that are called once per
-input; "tome", for their classification: every block merges 6 % of the tokens that the blocks before it have left."""
+"""Recipes by name: "default"; "paper", to the letter; "keys", whose queries stay whole; "close", "balanced" and "fast",
+whose queries see half, a quarter and an eighth of the keys, others in every step; "todo", the same quarter in every
+step; "tomesd", half of the tokens, matched anew at every step; "vit", half of the tokens of every block, for models
+that are called once per input; "tome", for their classification: every block merges 6 % of the tokens that the blocks
+before it have left."""

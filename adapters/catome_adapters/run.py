@@ -18,12 +18,14 @@ from catome_adapters.recipe import MergeRecipe
 from catome_adapters.records import RunLog, SitePlan, StepRecord
 from catome_adapters.reports.summary import explain_unmerged
 from catome_adapters.sites.site import MergeSite
-from catome_core import MergeWarning, fit_capacity
+from catome_core import Lattice, MergeWarning, fit_capacity
 
 NO_STEPS = (
-    "the denoising step is unknown, so pairs are recomputed at every call and nothing is "
-    "saved; call session.begin_step(step, total) before every call of the model, or attach to the pipeline"
+    "the denoising step is unknown, so {}; call session.begin_step(step, total) before every call of the model, or "
+    "attach to the pipeline"
 )
+RECOMPUTED = "pairs are recomputed at every call and nothing is saved"
+STANDS_STILL = "the lattice stands still, and what its keys miss adds up from step to step"
 MANY_CALLS = (
     f"the network is called more than {MAX_CALLS_PER_STEP} times in a step; calls after that recompute their pairs and "
     "save little: name them with begin_step(step, total, context=...), which gives every name pairs of its own"
@@ -50,10 +52,12 @@ class MergeRun:
         self.recipe, self.sites = recipe, sites
         self.log = RunLog()
         self._warned: set[str] = set()
+        self._checkpoints: Sequence[int] = ()
         self.denoises = any(site.denoises for site in sites)
         self.worth = Worth(recipe, blocks_share, self.denoises)
-        reuses = len(recipe.schedule.steps) < recipe.schedule.of or waits_for_steps(recipe) is not None
-        self.needs_steps = self.denoises and reuses
+        self.thins_keys = isinstance(recipe.policy, Lattice)
+        reuses = len(recipe.schedule.steps) < recipe.schedule.of and not self.thins_keys
+        self.needs_steps = self.denoises and (reuses or waits_for_steps(recipe) is not None)
         rules = MergeRules(
             scope=SCOPES[recipe.scope],
             policy=recipe.policy,
@@ -75,11 +79,12 @@ class MergeRun:
         """Decide what this step does."""
         if step > 0:
             check_repeatable(self.sites, self.recipe)
-        self.worth.total = total
-        checkpoint = self.recipe.schedule.is_checkpoint(step, total)
+        if total != self.worth.total:
+            self.worth.total, self._checkpoints = total, self.recipe.schedule.rescaled(total).steps
+        checkpoint = step in self._checkpoints
         merging = self.recipe.merges_at(step, total)
         self.attachment.begin_step(
-            checkpoint, lambda segment: merging and not self._trials[segment].leaves_unmerged(step, checkpoint)
+            step, checkpoint, lambda segment: merging and not self._trials[segment].leaves_unmerged(step, checkpoint)
         )
 
     def begin_call(self, host: Host, step: int | None) -> None:
@@ -91,7 +96,7 @@ class MergeRun:
         elif self.denoises:
             check_compatible(self.sites, self.recipe)
             if self.needs_steps:
-                self._warn_once(NO_STEPS)
+                self._warn_once(NO_STEPS.format(STANDS_STILL if self.thins_keys else RECOMPUTED))
 
     def finish_step(self, step: int | None, completed: bool) -> bool:
         """After a step: record it, and decide about the next ones; whether anything ran."""
@@ -147,13 +152,12 @@ class MergeRun:
 
     def _decide(self, step: int | None, fresh: Mapping[Segment, Sequence[SitePairs]]) -> None:
         """After a checkpoint, when it is known how many tokens merge."""
-        if fresh and self.recipe.policy.capacity is None:
+        if fresh and self.recipe.policy.adapts:
             fit_capacity([pairs.cache for found in fresh.values() for pairs in found])
         total = self.worth.total
         if not fresh or step is None or total is None or step + 1 >= total:
             return
-        checkpoints = self.recipe.schedule.rescaled(total).steps
-        matches = sum(one > step for one in checkpoints) / (total - step - 1)
+        matches = sum(one > step for one in self._checkpoints) / (total - step - 1)
         for segment, (pairs, *_) in fresh.items():
             if pairs.plan.key is not None:
                 self._trials[segment].decide(pairs.plan.key, pairs.cache.capacity, matches)

@@ -49,7 +49,7 @@ class MergeSession:
         blocks_share: float = 1.0,
     ) -> None:
         self.recipe, self.sites, self.skipped = recipe, tuple(sites), tuple(skipped)
-        self._graphs = [GraphsOfTheLadder()] if recipe.policy.capacity is None else []
+        self._graphs = [GraphsOfTheLadder()] if recipe.policy.adapts else []
         self._run = MergeRun(recipe, self.sites, self._before_call, blocks_share)
         self._tracker = StepTracker(self._run)
         networks = list(dict.fromkeys(site.host for site in self.sites))
@@ -113,14 +113,14 @@ class MergeSession:
 
     def plans(self) -> dict[str, MergePlan]:
         """Copies of the plans in use, by site; empty before the first call and after the last step of a run."""
-        stored = [pairs for pairs in self._run.attachment.pairs if pairs.cache.has_plan and not pairs.always_due]
-        return {pairs.name: pairs.cache.plan().clone() for pairs in stored}
+        in_use = [(one.name, one.plan_in_use()) for one in self._run.attachment.pairs]
+        return {name: plan.clone() for name, plan in in_use if plan is not None}
 
     def summary(self) -> SessionSummary:
         """Merged fraction, rung, checkpoint and overflow of every site and step of the last run; changes nothing."""
         run = self._run
         records = run.records(self._tracker.step)
-        return summarize_run(records, run.log, run.predict_speedup(records), run.attachment.memory)
+        return summarize_run(records, run.log, run.predict_speedup(records), run.attachment.memory, run.thins_keys)
 
     def __repr__(self) -> str:
         sites, scope = len(self.sites), self.recipe.scope

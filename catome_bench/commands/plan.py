@@ -18,6 +18,7 @@ from catome_adapters.reports.names import group_name
 from catome_bench.commands.options import default_device, find_recipe
 from catome_bench.planning.blueprint import read_blueprint
 from catome_bench.planning.forecast import Forecast, SiteForecast, forecast
+from catome_core import AdaptiveMerge
 
 MIN_COLUMNS = 160
 """Width of the terminal that the table needs; in a narrower one it would lose its figures."""
@@ -59,8 +60,9 @@ def verdict(result: Forecast, recipe: MergeRecipe, device: str) -> str:
     attach = f"attach at level{'s' if len(result.levels) > 1 else ''} {', '.join(map(str, result.levels))}"
     if not SCOPES[recipe.scope].predictable:
         return f"scope {recipe.scope} merges on from block to block, which figures of one block do not show; {attach}"
-    adapts, capacity = recipe.policy.capacity is None, f" and capacity {recipe.policy.capacity}"
-    setting = f"with scope {recipe.scope}{'' if adapts else capacity} on {device}"
+    policy, adapts = recipe.policy, recipe.policy.adapts
+    fixed = f"capacity {policy.capacity}" if isinstance(policy, AdaptiveMerge) else f"a lattice of {recipe.stride}"
+    setting = f"with scope {recipe.scope}{'' if adapts else f' and {fixed}'} on {device}"
     if not any(one.merges for one in result.sites):
         enough = f"{MIN_GAIN:.0%} of the network's time"
         return f"no gain expected {setting}: at this size no block saves {enough}, and larger sizes gain more"

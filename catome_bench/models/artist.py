@@ -14,7 +14,7 @@ from torch import Tensor
 
 from catome_adapters import MergeRecipe, SessionSummary, attach, find_sites
 from catome_bench.models.pipeline import ClassPipeline
-from catome_core import CheckpointSchedule, MergePlan, MergeWarning
+from catome_core import AdaptiveMerge, CheckpointSchedule, MergePlan, MergeWarning
 
 CLASSES = ("cat", "coffee", "flower", "temple", "rocket")
 
@@ -74,7 +74,8 @@ class Artist:
 
     def record(self, name: str, seed: int, recipe: MergeRecipe) -> list[dict[str, MergePlan]]:
         """Plans of all pairs above the threshold, by site, recomputed at every step (paper, Fig. 4)."""
-        policy = replace(recipe.policy, capacity=1.0, spare="pad")
+        matching = recipe.policy if isinstance(recipe.policy, AdaptiveMerge) else AdaptiveMerge()
+        policy = replace(matching, capacity=1.0, spare="pad")
         # "all": whether it gains time or not.
         every = replace(
             recipe, policy=policy, schedule=CheckpointSchedule.every(1, self.steps), levels="all", during=(0.0, 1.0)

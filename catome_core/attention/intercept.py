@@ -12,8 +12,10 @@ from torch.nn.functional import multi_head_attention_forward, scaled_dot_product
 from torch.overrides import TorchFunctionMode
 
 from catome_core.attention.channels import attend_with_channels
-from catome_core.attention.masks import SlotMask, attention_bias
-from catome_core.attention.multihead import rewrite_multihead
+from catome_core.attention.field import NearField
+from catome_core.attention.masks import SlotMask, attention_bias, refuse_causal
+from catome_core.attention.multihead import Values, rewrite_multihead
+from catome_core.attention.near import attend_near_and_far
 from catome_core.merging import gather_anchors, merge
 from catome_core.planning import MergePlan
 
@@ -36,8 +38,12 @@ class InterceptAttention(TorchFunctionMode):
         plan: The merge of all keys; see `extend` for keys that are not merged.
         proportional: Weigh every key by the number of tokens it stands for.
         padded: Whether the plan can have padding, which nothing may attend to.
-        merge_keys: Keys and values arrive unmerged: attend to the anchors' keys, and to the mean of each slot's values.
-            The keys may have been rotated by then, so rotary embeddings need no care. False: everything arrives merged.
+        merge_keys: Keys and values arrive unmerged: attend to the anchors' keys. They may have been rotated by then, so
+            rotary embeddings need no care. False: everything arrives merged.
+        values: With `merge_keys`, the value of a slot: the "mean" of its tokens' values, or that of its "anchor".
+        near: With `merge_keys`, see tokens one by one up to this distance, and beyond it the anchors of cells, each of
+            which counts for its cell: see `attend_near_and_far`. For a plan of batch 1, of all keys; `values` and
+            `proportional` are "anchor" and True.
         all_calls: Change every attention over this many keys, and not just the first.
         takes_mask: Whether fused attention may have a mask. False: what a mask would add is in channels of its own.
 
@@ -47,7 +53,8 @@ class InterceptAttention(TorchFunctionMode):
         length: Number of keys that identifies the call to intercept.
 
     Raises:
-        ValueError: In the intercepted call, if it is causal or its mask fits neither tokens nor slots.
+        ValueError: If `values` is unknown or `near` does not fit the plan; in the intercepted call, if it is causal,
+            its mask fits neither tokens nor slots, or `nn.MultiheadAttention` gets a near field.
 
     Examples:
         >>> import torch
@@ -67,11 +74,19 @@ class InterceptAttention(TorchFunctionMode):
         proportional: bool = False,
         padded: bool = True,
         merge_keys: bool = False,
+        values: Values = "mean",
+        near: NearField | None = None,
         all_calls: bool = False,
         takes_mask: bool = True,
     ) -> None:
         super().__init__()
+        if values not in ("mean", "anchor"):
+            raise ValueError(f"values is {values!r}; expected 'mean' or 'anchor'")
+        if near is not None:
+            _check_field(near, plan, merge_keys)
         needs_bias = proportional or padded
+        self.values: Values = values
+        self.near = near
         self.plan, self.merge_keys, self.all_calls, self.takes_mask = plan, merge_keys, all_calls, takes_mask
         self.mask = SlotMask(plan, not merge_keys, needs_bias, proportional)
         self.was_called = False
@@ -104,16 +119,27 @@ class InterceptAttention(TorchFunctionMode):
     def _on_multihead(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         key = args[1]
         if key.ndim == 3 and len(self.plan.slot) in (1, key.shape[1]) and self._matches(len(key)):
-            _refuse_causal(kwargs)
-            args, kwargs = rewrite_multihead(args, kwargs, self.mask)
+            refuse_causal(kwargs)
+            if self.near is not None:
+                raise ValueError(
+                    "nn.MultiheadAttention got a near field, and does not show its heads: use attention that calls "
+                    "scaled_dot_product_attention, or near=None"
+                )
+            args, kwargs = rewrite_multihead(args, kwargs, self.mask, self.values)
         return multi_head_attention_forward(*args, **kwargs)
 
     def _attend(self, call: dict[str, Any]) -> Tensor:
         """Fused attention over slots, whose arguments have four dimensions each."""
-        _refuse_causal(call)
+        if self.near is not None:
+            first = self.near.lead
+            anchors = self.plan.anchor[0, first : first + self.near.grid.destinations] - first
+            return attend_near_and_far(call, anchors, self.near, takes_mask=self.takes_mask)
+        refuse_causal(call)
         if self.merge_keys:
-            key, value = gather_anchors(call["key"], self.plan, dim=2), _merge_heads(call["value"], self.plan)
-            call |= {"key": key, "value": value}
+            key, value = call["key"], call["value"]
+            of_anchors = self.values == "anchor"
+            value = gather_anchors(value, self.plan, dim=2) if of_anchors else _merge_heads(value, self.plan)
+            call |= {"key": gather_anchors(key, self.plan, dim=2), "value": value}
         given = call.get("attn_mask")
         if given is None and not self.takes_mask and self.mask.needs_bias:
             bias = attention_bias(self.plan, dtype=torch.float32, proportional=self.mask.proportional)
@@ -127,41 +153,19 @@ class InterceptAttention(TorchFunctionMode):
         return fits
 
 
-class RecordKeys(TorchFunctionMode):
-    """While this context is open, keeps the keys of fused attention, and changes nothing.
-
-    Attributes:
-        keys: The keys of the last attention as it compares them, after norms and rotary embeddings. None before the
-            first.
-
-    Examples:
-        >>> import torch
-        >>> query, key = torch.zeros(1, 1, 2, 8), torch.zeros(1, 1, 3, 8)
-        >>> with RecordKeys() as record:
-        ...     attended = scaled_dot_product_attention(query, key, key)
-        >>> record.keys is key
-        True
-    """
-
-    keys: Float[Tensor, "batch heads keys channels"] | None
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.keys = None
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        """Keep the keys; everything passes."""
-        kwargs = kwargs or {}
-        if func is scaled_dot_product_attention:
-            self.keys = bind_fused(args, kwargs)["key"]
-        return func(*args, **kwargs)
-
-
 def bind_fused(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """The arguments of `scaled_dot_product_attention` by name; a builtin has no signature to bind them by."""
     return dict(zip(FUSED_ARGUMENTS, args, strict=False)) | kwargs
+
+
+def _check_field(field: NearField, plan: MergePlan, merge_keys: bool) -> None:
+    found = (len(plan.slot), plan.slot.shape[1], plan.size.shape[1])
+    expected = (1, field.tokens, field.outside + field.grid.destinations)
+    if not merge_keys or found != expected:
+        raise ValueError(
+            f"the near field got a plan of (batch, tokens, slots) {found} and merge_keys={merge_keys}; expected "
+            f"{expected} and True for {field}: the plan of a lattice, which all samples share"
+        )
 
 
 def _merge_heads(value: Float[Tensor, "b h n c"], plan: MergePlan) -> Float[Tensor, "b h slots c"]:
@@ -174,8 +178,3 @@ def _split_heads(rows: Tensor, batch: int) -> Tensor:
     if rows.ndim != 3:
         return rows
     return rearrange(rows, "(b h) n c -> b h n c", b=batch if len(rows) % batch == 0 else 1)
-
-
-def _refuse_causal(call: dict[str, Any]) -> None:
-    if call.get("is_causal"):
-        raise ValueError("attention is causal, which merging would change; detach the session for this model")

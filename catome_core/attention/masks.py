@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -102,3 +102,9 @@ def to_additive(mask: Shaped[Tensor, "*shape"], dtype: torch.dtype) -> Float[Ten
     if mask.dtype != torch.bool:
         return mask
     return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, -torch.inf)
+
+
+def refuse_causal(call: dict[str, Any]) -> None:
+    """Raise ValueError if these arguments ask for causal attention."""
+    if call.get("is_causal"):
+        raise ValueError("attention is causal, which merging would change; detach the session for this model")

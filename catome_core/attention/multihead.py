@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from einops import rearrange
@@ -10,14 +10,16 @@ from torch import Tensor
 
 from catome_core.attention.masks import SlotMask
 from catome_core.merging import gather_anchors, merge
+from catome_core.planning import MergePlan
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Shaped
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
+Values = Literal["mean", "anchor"]
 
 
-def rewrite_multihead(args: tuple[Any, ...], kwargs: dict[str, Any], mask: SlotMask) -> Call:
+def rewrite_multihead(args: tuple[Any, ...], kwargs: dict[str, Any], mask: SlotMask, values: Values = "mean") -> Call:
     """The arguments of `torch.nn.functional.multi_head_attention_forward`, rewritten for slots.
 
     Args:
@@ -25,19 +27,20 @@ def rewrite_multihead(args: tuple[Any, ...], kwargs: dict[str, Any], mask: SlotM
         kwargs: Among others `key_padding_mask` (batch, keys) and `attn_mask` (queries, keys) or
             (batch * heads, queries, keys), bool or additive.
         mask: Of the merge.
+        values: Where keys merge, the value of a slot: the mean of its tokens' values, or that of its anchor.
     """
     query, _, _, _, heads, *_ = args
     masks = {
         "key_padding_mask": _padding_mask(kwargs.get("key_padding_mask"), query, mask),
         "attn_mask": _attention_mask(kwargs.get("attn_mask"), query, heads, mask),
     }
-    return (args if mask.merged_queries else _merge_keys(args, mask)), kwargs | masks
+    return (args if mask.merged_queries else _merge_keys(args, mask.plan, values)), kwargs | masks
 
 
-def _merge_keys(args: tuple[Any, ...], mask: SlotMask) -> tuple[Any, ...]:
+def _merge_keys(args: tuple[Any, ...], plan: MergePlan, values: Values) -> tuple[Any, ...]:
     query, key, value, *rest = args
-    key = gather_anchors(rearrange(key, "n b c -> b n c"), mask.plan)
-    value = merge(rearrange(value, "n b c -> b n c"), mask.plan)
+    key, value = (rearrange(one, "n b c -> b n c") for one in (key, value))
+    key, value = gather_anchors(key, plan), gather_anchors(value, plan) if values == "anchor" else merge(value, plan)
     return (query, rearrange(key, "b n c -> n b c"), rearrange(value, "b n c -> n b c"), *rest)
 
 

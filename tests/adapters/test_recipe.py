@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from catome_adapters import RECIPES, MergeRecipe, attach
-from catome_core import PAPER_SCHEDULES, AdaptiveMerge, CheckpointSchedule
+from catome_core import PAPER_SCHEDULES, AdaptiveMerge, CheckpointSchedule, Lattice
 from probes import CountingMerge
 from running import METRICS, SCOPES
 from strategies import capacities, radii, seeds, spares, thresholds
@@ -28,6 +28,7 @@ scopes = st.sampled_from(SCOPES).flatmap(
 )
 LEVELS = st.lists(st.sampled_from([1, 2, 4, 8]), min_size=1, unique=True)
 parts = st.lists(st.floats(0, 1), min_size=2, max_size=2, unique=True).map(lambda part: tuple(sorted(part)))
+lattices = st.builds(Lattice, st.booleans(), st.none() | st.integers(0, 9))
 recipes = st.builds(
     lambda scope, *values, **options: MergeRecipe(*values, scope=scope[0], segment=scope[1], **options),
     scopes,
@@ -39,7 +40,7 @@ recipes = st.builds(
     seed=seeds,
     metric=st.sampled_from(METRICS),
     during=parts,
-)
+) | st.builds(MergeRecipe, lattices, schedules, st.just("keys"), st.booleans())
 NEW = ("metric", "segment", "during")
 FIELDS = ("policy", "schedule", "scope", "proportional", "levels", "stride", "seed", *NEW)
 
@@ -73,7 +74,7 @@ def test_every_named_recipe_travels_as_json(recipe):
         ("stride", 0, "stride is 0; expected a positive number"),
         ("metric", "keys", r"metric is 'keys'; expected one of \('input', 'output'\)"),
         ("segment", 0, "segment is 0; expected a number of blocks"),
-        ("segment", 2, "segment is 2 with scope='attention'.*use scope='block', or segment=1"),
+        ("segment", 2, "scope is 'attention' with segment=2.*use scope='block', or segment=1"),
         ("during", [0.5, 0.5], r"during is \[0.5, 0.5\]; expected two rising fractions"),
         ("during", [0.8, 0.2], "expected two rising fractions"),
         ("during", [-0.1, 1], "expected two rising fractions"),
@@ -85,6 +86,8 @@ def test_every_named_recipe_travels_as_json(recipe):
         ("policy", {"radius": -1}, r"policy\.radius is -1"),
         ("policy", {"destination": "centre"}, r"policy\.destination is 'centre'; expected"),
         ("policy", {"threshold": float("nan")}, r"policy\.threshold is nan"),
+        ("policy", {"near": -1}, r"policy\.near is -1; expected a number of cells from 0"),
+        ("policy", {"moving": True}, r"scope is 'attention' with Lattice\(.*use scope='keys', or an AdaptiveMerge"),
         ("schedule", {"steps": [50], "of": 50}, r"schedule\.steps \[50\] lie outside a run of 50"),
         ("schedule", {"steps": [], "of": 0}, r"schedule\.of is 0"),
     ],
@@ -94,6 +97,21 @@ def test_value_out_of_range_is_refused_in_json_too(field, value, expected):
     values[field] = value
     with pytest.raises(ValueError, match=expected):
         MergeRecipe.from_json(json.dumps(values))
+
+
+def test_lattice_matches_nothing_whose_output_could_be_matched():
+    with pytest.raises(ValueError, match=r"metric is 'output' with Lattice.*use metric='input'"):
+        MergeRecipe(Lattice(), scope="keys", metric="output")
+    for scope in ("attention", "block", "progressive"):
+        with pytest.raises(ValueError, match=rf"scope is '{scope}' with .*Lattice"):
+            MergeRecipe(Lattice(), scope=scope)
+
+
+def test_stride_of_a_plane_leaves_frames_apart():
+    assert MergeRecipe(stride=(2, 4)).strides((4, 6)) == (2, 4)
+    assert MergeRecipe(stride=(2, 4)).strides((5, 4, 6)) == (1, 2, 4)
+    with pytest.raises(ValueError, match=r"stride is \(2, 2, 2\), and the grid is \(4, 6\)"):
+        MergeRecipe(stride=(2, 2, 2)).strides((4, 6))
 
 
 NO_NUMBERS, NO_INTEGERS = [True, "0.5", [0.5], {}], [True, 1.5, 2.0, "2", {}]
@@ -147,6 +165,13 @@ def test_text_that_is_not_json_is_refused(text):
 def test_json_that_is_no_whole_recipe_is_refused_as_such(text):
     with pytest.raises((ValueError, TypeError), match=r"policy|schedule|JSON object"):
         MergeRecipe.from_json(text)
+
+
+def test_unknown_field_of_a_lattice_is_refused():
+    values = json.loads(MergeRecipe(Lattice(), scope="keys").to_json())
+    values["policy"]["far"] = 1
+    with pytest.raises(TypeError, match=r"^policy\.far is unknown; the fields are \['moving', 'near'\]"):
+        MergeRecipe.from_json(json.dumps(values))
 
 
 @pytest.mark.parametrize(("part", "known"), [("", "proportional"), ("policy", "threshold"), ("schedule", "steps")])
@@ -227,6 +252,12 @@ def test_paper_is_the_paper_to_the_letter():
     assert (paper.scope, paper.proportional, paper.levels, paper.stride) == ("attention", False, "top", 2)
 
 
+def test_todo_is_a_still_quarter_of_the_keys():
+    todo = RECIPES["todo"]
+    assert todo.policy == Lattice(moving=False, near=None)
+    assert (todo.scope, todo.proportional, todo.levels, todo.stride) == ("keys", False, "top", 2)
+
+
 def test_there_is_one_default():
     default = RECIPES["default"]
     assert MergeRecipe() == default
@@ -243,7 +274,7 @@ def test_a_recipe_is_attached_by_its_name(name):
 
 def test_a_name_that_no_recipe_has_names_the_nearest_and_all():
     for look_up in (lambda: RECIPES["defualt"], lambda: attach(class_pipeline(), "defualt")):
-        with pytest.raises(KeyError, match=r"'defualt'; did you mean 'default'\? .*\['default', 'keys', 'paper'"):
+        with pytest.raises(KeyError, match=r"'defualt'; did you mean 'default'\? .*\['balanced', 'close', 'default'"):
             look_up()
     with pytest.raises(KeyError, match=r"named 3\. The names are \["):
         RECIPES[3]

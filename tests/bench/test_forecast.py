@@ -158,7 +158,8 @@ def plan(*arguments: object) -> str:
 def test_plan_names_every_transformer_between_the_verdict_and_the_ceiling(recipe):
     lines = plan("shipped", "--recipe", recipe, "--height", 64, "--width", 96, "--device", "cpu").splitlines()
     assert re.match(
-        rf"expected \d\.\d\dx with scope {RECIPES[recipe].scope}( and capacity 0.25)? on cpu.*; attach at level 1",
+        rf"expected \d\.\d\dx with scope {RECIPES[recipe].scope}( and (capacity 0.25|a lattice of .*))? on cpu"
+        r".*; attach at level 1",
         lines[0],
     )
     for site in find_sites(read_blueprint("shipped").networks["unet"]):

@@ -55,7 +55,8 @@ def intercepted_calls(draw, masks=MASKS) -> Intercepted:
     case: Case = draw(cases(some_policies, dtypes=(torch.float64,)))
     front, back, keys = draw(st.integers(0, 2)), draw(st.integers(0, 2)), draw(either)
     longer, padded = extend(case.plan, front, back), case.policy.spare == "pad"
-    mode = InterceptAttention(longer, proportional=draw(either), padded=padded, merge_keys=keys)
+    options = {"proportional": draw(either), "values": draw(st.sampled_from(["mean", "anchor"]))}
+    mode = InterceptAttention(longer, padded=padded, merge_keys=keys, **options)
     tokens, slots = longer.slot.shape[1], longer.size.shape[1]
     generator = torch.Generator().manual_seed(draw(seeds))
 
@@ -106,6 +107,8 @@ def expected_keys(call: Intercepted, sample: int, head: int) -> tuple[Tensor, Te
         return key, value
     plan = whole(call, sample)
     keys = oracle.gather_anchors(key.tolist(), plan.anchor)
+    if call.mode.values == "anchor":
+        return key.new_tensor(keys), value.new_tensor(oracle.gather_anchors(value.tolist(), plan.anchor))
     return key.new_tensor(keys), value.new_tensor(oracle.merge(value.tolist(), plan.slot, plan.size))
 
 
@@ -257,6 +260,11 @@ def test_causal_multihead_attention_is_refused():
 def test_mask_of_neither_tokens_nor_slots_is_refused(shape):
     with pytest.raises(ValueError, match=r"attn_mask of shape \(.*the 4 tokens or 2 slots"), InterceptAttention(SHORT):
         scaled_dot_product_attention(*noise(3, 1, 2, 2, 4), attn_mask=noise(*shape))
+
+
+def test_unknown_values_are_refused():
+    with pytest.raises(ValueError, match="values is 'median'; expected 'mean' or 'anchor'"):
+        InterceptAttention(PLAN, merge_keys=True, values="median")
 
 
 def test_other_threads_are_not_intercepted():

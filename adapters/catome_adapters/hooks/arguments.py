@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from catome_adapters.hooks.owner import HookOwner
 from catome_adapters.sites.call import Arguments
 from catome_adapters.sites.site import MergeSite
-from catome_core import MergePlan, attention_bias, gather_anchors, merge
+from catome_core import Lattice, MergePlan, NearField, attention_bias, gather_anchors, merge
 
 
 class AttentionNeeds(NamedTuple):
@@ -20,11 +20,15 @@ class AttentionNeeds(NamedTuple):
         proportional: The number of tokens that every key stands for.
         padded: Slots that may be empty.
         merge_keys: Keys and values that merge although the queries do not.
+        lattice: The keys of a lattice, and their own values; None: keys of anchors, and mean values.
+        near: The near field of a call, beside its lattice.
     """
 
     proportional: bool
     padded: bool
     merge_keys: bool
+    lattice: Lattice | None = None
+    near: NearField | None = None
 
 
 class AnchorKeys(AbstractContextManager[None]):
@@ -57,22 +61,25 @@ class ByArguments(HookOwner):
         self.begin_step()
 
     def aware(
-        self, call: Arguments, plan: MergePlan, merge_keys: bool
+        self, call: Arguments, plan: MergePlan, needs: AttentionNeeds
     ) -> tuple[Arguments, tuple[AbstractContextManager[Any], ...]]:
-        """The call with a bias and, with `merge_keys`, with the slots of its tokens as keys and values."""
+        """The call with a bias and, if they merge, with the slots of its tokens as keys and values."""
         args, kwargs = call
         tokens: Tensor = args[0]
-        kwargs = kwargs | {"attention_mask": self._bias(tokens, plan, kwargs.get("attention_mask"))}
-        if not merge_keys:
+        kwargs = kwargs | {"attention_mask": self._bias(tokens, plan, needs, kwargs.get("attention_mask"))}
+        if not needs.merge_keys:
             return (args, kwargs), ()
         self._refuse_fused()
-        contexts = (AnchorKeys(self, gather_anchors(tokens, plan)),)
-        return (args, kwargs | {"encoder_hidden_states": merge(tokens, plan)}), contexts
+        anchors = gather_anchors(tokens, plan)
+        if needs.lattice is not None:
+            return (args, kwargs | {"encoder_hidden_states": anchors}), ()
+        return (args, kwargs | {"encoder_hidden_states": merge(tokens, plan)}), (AnchorKeys(self, anchors),)
 
     def begin_step(self) -> None:
         """Adapters such as LoRA put another module in the projection's place, so it is looked up before every step."""
         projection = getattr(self.module, "to_k", None)
-        if not self.needs.merge_keys or projection is None or projection is self.projection:
+        projects_anchors = self.needs.merge_keys and self.needs.lattice is None
+        if not projects_anchors or projection is None or projection is self.projection:
             return
         self.remove()
         self.projection = projection
@@ -94,7 +101,7 @@ class ByArguments(HookOwner):
                 "call unfuse_qkv_projections(), or use scope='attention'"
             )
 
-    def _bias(self, tokens: Tensor, plan: MergePlan, mask: Tensor | None) -> Tensor | None:
+    def _bias(self, tokens: Tensor, plan: MergePlan, needs: AttentionNeeds, mask: Tensor | None) -> Tensor | None:
         """What is added to the scores, (batch, 1, slots); None if there is nothing to add."""
         if mask is not None:
             raise ValueError(
@@ -102,7 +109,7 @@ class ByArguments(HookOwner):
                 "self-attention, which does not fit merged keys; detach the session for masked inputs, or leave the "
                 "mask out"
             )
-        if not self.needs.padded and not self.needs.proportional:
+        if not needs.padded and not needs.proportional:
             return None
-        bias = attention_bias(plan, dtype=tokens.dtype, proportional=self.needs.proportional)
+        bias = attention_bias(plan, dtype=tokens.dtype, proportional=needs.proportional)
         return bias[:, 0].expand(len(tokens), -1, -1)

@@ -9,6 +9,7 @@ from torch import nn
 
 from catome_adapters.hooks.between import group_sites
 from catome_adapters.hooks.host import Host
+from catome_adapters.hooks.memory import SiteMemory
 from catome_adapters.hooks.pairs import SitePairs
 from catome_adapters.hooks.rules import MergeRules
 from catome_adapters.hooks.segment import Segment
@@ -37,6 +38,7 @@ class Attachment:
             Segment(group, self._host(group[0]), replace(rules, seed=seed))
             for seed, group in enumerate(groups, rules.seed)
         ]
+        self._lattices = [segment.lattice for segment in self.segments if segment.lattice is not None]
 
     @property
     def hosts(self) -> Iterable[Host]:
@@ -44,19 +46,19 @@ class Attachment:
         return self._hosts.values()
 
     @property
-    def pairs(self) -> Iterator[SitePairs]:
+    def pairs(self) -> Iterator[SiteMemory]:
         """What is remembered from step to step, of all segments."""
         return (pairs for segment in self.segments for pairs in segment.pairs)
 
     @property
-    def ran(self) -> list[tuple[Segment, SitePairs]]:
-        """The pairs of the calls that this step has made so far."""
+    def ran(self) -> list[tuple[Segment, SiteMemory]]:
+        """What is remembered of the calls that this step has made so far."""
         return [(segment, pairs) for segment in self.segments for pairs in segment.pairs if pairs.key is not None]
 
     @property
     def memory(self) -> int:
         """Bytes that the plans hold between steps."""
-        return sum(buffer.nbytes for pairs in self.pairs for buffer in pairs.cache.buffers())
+        return sum(one.nbytes for one in self.pairs) + sum(lattice.step.nbytes for lattice in self._lattices)
 
     @property
     def idle(self) -> list[str]:
@@ -69,14 +71,17 @@ class Attachment:
             if segment.host is host and host.calls:
                 segment.pairs.select(host.context, host.calls + 1)
 
-    def begin_step(self, checkpoint: bool, merging: Callable[[Segment], bool]) -> None:
-        """Before a step: recompute or reuse, or leave the tokens of a segment alone."""
+    def begin_step(self, step: int, checkpoint: bool, merging: Callable[[Segment], bool]) -> None:
+        """Before a step, from 0: move, recompute or reuse, or leave the tokens of a segment alone."""
+        for lattice in self._lattices:
+            lattice.move_to(step)
         for host in self.hosts:
             host.begin_step(True)
         for segment in self.segments:
-            for attention in segment.attentions:
+            merges = merging(segment)
+            for attention in segment.attentions if merges else ():
                 attention.begin_step()
-            segment.pairs.begin_step(checkpoint, merging(segment))
+            segment.pairs.begin_step(checkpoint, merges)
 
     def finish_step(self) -> dict[Segment, list[SitePairs]]:
         """After a step: the pairs of each segment that were recomputed in it."""
@@ -92,10 +97,12 @@ class Attachment:
 
     def reset(self) -> None:
         """Begin a new run."""
+        for lattice in self._lattices:
+            lattice.reset()
         for host in self.hosts:
             host.begin_step(False)
         for segment in self.segments:
-            segment.decisions.clear()
+            segment.known.clear()
             segment.pairs.reset()
 
     def remove(self) -> None:

@@ -14,8 +14,9 @@ from catome_adapters.hooks.arguments import AttentionNeeds, ByArguments
 from catome_adapters.hooks.backend import kernel_for
 from catome_adapters.hooks.failures import explain_failure
 from catome_adapters.hooks.forward import ForwardState
+from catome_adapters.hooks.lattices import needs_of_call
 from catome_adapters.sites.call import Arguments, Signature, gather_rows
-from catome_adapters.sites.location import BlockPlans
+from catome_adapters.sites.plans import BlockPlans
 from catome_adapters.sites.site import MergeSite
 from catome_core import InterceptAttention, merge, unmerge
 
@@ -43,9 +44,9 @@ class AttentionScope(Protocol):
 class EnclosedAttention(nn.Module):
     """A self-attention whose calls go through a `SelfAttention`.
 
-    A pair of torch's hooks cannot enclose a call: after an interrupt (`KeyboardInterrupt`, a canceled thread) no hook
-    runs, and a context that one hook has opened would stay open. So the module's class becomes a subclass of the same
-    name while a session is attached. A copy of the module, or one that is unpickled, has the class as it was.
+    A pair of torch's hooks cannot enclose a call: after a `KeyboardInterrupt` no hook runs, and a context that one hook
+    has opened would stay open. So the module's class becomes a subclass of the same name while a session is attached. A
+    copy of the module, or one that is unpickled, has the class as it was.
     """
 
     catome_attention: SelfAttention | None = None
@@ -131,17 +132,21 @@ class SelfAttention:
         if isinstance(returned, Tensor):
             return unmerge(returned, plans.tokens if returned.shape[1] == slots else plans.keys)
         return type(returned)(
-            unmerge(part, plans.tokens) if index != 1 and _has_rows(part, slots) else part
+            unmerge(part, plans.tokens)
+            if index != 1 and isinstance(part, Tensor) and part.ndim == 3 and part.shape[1] == slots
+            else part
             for index, part in enumerate(returned)
         )
 
-    def aware(self, call: Arguments, plans: BlockPlans, *, merge_keys: bool = False) -> tuple[Arguments, Contexts]:
-        """The call and the contexts that make attention aware of slots; with `merge_keys` only its keys are slots."""
+    def aware(self, call: Arguments, plans: BlockPlans) -> tuple[Arguments, Contexts]:
+        """The call and the contexts that make attention aware of slots."""
         plan = plans.keys if self.sees_text else plans.tokens
-        if self.by_arguments is not None:
-            return self.by_arguments.aware(call, plan, merge_keys)
-        options = {"padded": self.needs.padded, "merge_keys": merge_keys, "takes_mask": self.kernel.takes_mask}
-        return call, (InterceptAttention(plan, proportional=self.needs.proportional, **options), *self.kernel.contexts)
+        needs = self.needs if self.needs.lattice is None else needs_of_call(self.needs, self.state, self.site, plan)
+        if self.by_arguments is not None and needs.near is None:
+            return self.by_arguments.aware(call, plan, needs)
+        options: dict[str, Any] = {"padded": needs.padded, "merge_keys": needs.merge_keys, "near": needs.near}
+        options |= {"values": "mean" if needs.lattice is None else "anchor", "takes_mask": self.kernel.takes_mask}
+        return call, (InterceptAttention(plan, proportional=needs.proportional, **options), *self.kernel.contexts)
 
     def begin_step(self) -> None:
         """Before a step, outside compiled code: what else is at work on the module may have changed."""
@@ -190,11 +195,6 @@ def run_within(contexts: Contexts, forward: Callable[..., Any], call: Arguments)
 
 def _nest(contexts: Contexts, forward: Callable[..., Any], call: Arguments) -> Any:
     if not contexts:
-        args, kwargs = call
-        return forward(*args, **kwargs)
+        return forward(*call[0], **call[1])
     with contexts[0]:
         return _nest(contexts[1:], forward, call)
-
-
-def _has_rows(part: Any, rows: int) -> bool:
-    return isinstance(part, Tensor) and part.ndim == 3 and part.shape[1] == rows

@@ -89,7 +89,8 @@ def _backend_of_diffusers(attention: nn.Module) -> Backend | None:
 
 
 def _backend_of_transformers(attention: nn.Module) -> Backend | None:
-    name = getattr(getattr(attention, "config", None), "_attn_implementation", None)
+    # Not `getattr`: a module takes long to find that there is none, and is asked before every step.
+    name = getattr(vars(attention).get("config"), "_attn_implementation", None)
     if name is None:
         return None
     return Backend(name, name == "sdpa", has_substitute=False, remedy="set_attn_implementation('sdpa') on the model")

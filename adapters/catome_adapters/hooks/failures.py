@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from catome_adapters.sites.call import Arguments, Signature
-from catome_adapters.sites.location import BlockPlans
+from catome_adapters.sites.plans import BlockPlans
 from catome_adapters.sites.site import MergeSite
 
 ABOUT_SIZES = {"size", "sizes", "shape", "shapes"}

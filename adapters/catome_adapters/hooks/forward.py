@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from catome_adapters.hooks.repeats import SegmentPass
-from catome_adapters.sites.location import BlockPlans
-from catome_core import MergePlan, RecordKeys
+from catome_adapters.sites.plans import BlockPlans
+from catome_core import MergePlan, RecordKeys, TokenGrid
 
 
 class ForwardState:
@@ -16,6 +16,7 @@ class ForwardState:
         plan: The plan of the tokens that enter a block, with tokens of no grid around them; None: nothing is merged.
         plans: The same for the block that runs, and for its attention.
         active: Whether the scope takes part in this pass.
+        grid: The layout of the tokens; None before the first block.
         front: Number of tokens in front of the grid's.
         length: Number of tokens of the block, before the merge.
         before: The tokens (batch, tokens, channels) of the first block, before the merge.
@@ -39,5 +40,6 @@ class ForwardState:
         self.recorded: RecordKeys | None = None
         self.block_plan: MergePlan | None = None
         self.repeated: SegmentPass | None = None
+        self.grid: TokenGrid | None = None
         self.active = self.match_output = self.attended = False
         self.front = self.length = 0

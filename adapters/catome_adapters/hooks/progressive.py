@@ -16,7 +16,7 @@ from catome_adapters.hooks.scope import Planner, Scope
 from catome_adapters.sites.call import Arguments, BlockCall, gather_rows
 from catome_adapters.sites.site import MergeSite
 from catome_adapters.sites.weights import Flops, SiteWeights
-from catome_core import AdaptiveMerge, RecordKeys, TokenGrid, compose, merge_weighted, sort_slots, unmerge
+from catome_core import AdaptiveMerge, Lattice, RecordKeys, TokenGrid, compose, merge_weighted, sort_slots, unmerge
 
 
 class Progressive(Scope):
@@ -82,13 +82,13 @@ class Progressive(Scope):
         """All blocks that follow one another."""
         return sites
 
-    def recipe_error(self, policy: AdaptiveMerge, segment: int) -> str | None:
+    def recipe_error(self, policy: AdaptiveMerge | Lattice, segment: int) -> str | None:
         """The number of tokens after each block has to be fixed in advance."""
-        fixed = policy.spare == "fill" and policy.capacity is not None and policy.radius is None
+        fixed = isinstance(policy, AdaptiveMerge) and policy.radius is None and not policy.pads and not policy.adapts
         if fixed and segment == 1:
             return None
         return (
-            f" and {policy}; expected segment=1 and a number of tokens that is fixed in advance: "
+            f"segment={segment} and {policy}; expected segment=1 and a number of tokens that is fixed in advance: "
             'AdaptiveMerge(threshold=-1, capacity=0.44, spare="fill"), or RECIPES["tome"]'
         )
 

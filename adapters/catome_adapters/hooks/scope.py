@@ -12,7 +12,7 @@ from catome_adapters.hooks.forward import ForwardState
 from catome_adapters.sites.call import Arguments, BlockCall
 from catome_adapters.sites.site import MergeSite
 from catome_adapters.sites.weights import Flops, SiteWeights
-from catome_core import AdaptiveMerge, MergePlan, TokenGrid
+from catome_core import AdaptiveMerge, Lattice, MergePlan, TokenGrid
 
 
 class Planner(Protocol):
@@ -37,12 +37,14 @@ class Scope:
         spans_block: Whether all of the block runs on slots, and not only its self-attention.
         plans_ahead: Whether the plan is made from the first block's input, before the block runs.
         predictable: Whether the figures of a single block say what it gains.
+        shares_merge: Whether consecutive blocks can share a merge.
     """
 
     merges_queries = True
     spans_block = False
     plans_ahead = True
     predictable = True
+    shares_merge = False
 
     def install(self, planner: Planner, blocks: Sequence[BlockCall]) -> list[Any]:
         """Hooks of its own, each with a `remove` method."""
@@ -78,11 +80,13 @@ class Scope:
         """How many consecutive blocks at most share a merge."""
         return requested
 
-    def recipe_error(self, policy: AdaptiveMerge, segment: int) -> str | None:
-        """Why a recipe with this policy and segment cannot have this scope; it continues a sentence that names both."""
-        if segment == 1:
-            return None
-        return ", which has nothing to share between blocks; use scope='block', or segment=1"
+    def recipe_error(self, policy: AdaptiveMerge | Lattice, segment: int) -> str | None:
+        """Why a recipe with this policy and segment cannot have this scope; it continues a sentence that names it."""
+        if segment > 1 and not self.shares_merge:
+            return f"segment={segment}, and has nothing to share between blocks; use scope='block', or segment=1"
+        if isinstance(policy, Lattice) and self.merges_queries:
+            return f"{policy}, which leaves queries whole; use scope='keys', or an AdaptiveMerge"
+        return None
 
     def describe(self, name: str, segment: int) -> str:
         """The scope in the first line of a report; `name` is what the recipe calls it."""

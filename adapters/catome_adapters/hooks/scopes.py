@@ -13,10 +13,10 @@ from catome_adapters.hooks.forward import ForwardState
 from catome_adapters.hooks.progressive import Progressive
 from catome_adapters.hooks.scope import Scope
 from catome_adapters.sites.call import Arguments, BlockCall, gather_rows
-from catome_adapters.sites.location import BlockPlans
+from catome_adapters.sites.plans import BlockPlans
 from catome_adapters.sites.site import MergeSite
 from catome_adapters.sites.weights import Flops, SiteWeights
-from catome_core import AdaptiveMerge, merge, unmerge
+from catome_core import merge, unmerge
 
 
 class AroundAttention(Scope):
@@ -57,7 +57,7 @@ class KeysOnly(Scope):
         self, state: ForwardState, attention: SelfAttention, call: Arguments
     ) -> tuple[Arguments, Contexts]:
         """Merge its keys and values."""
-        return attention.aware(call, _plans(state, attention), merge_keys=True)
+        return attention.aware(call, _plans(state, attention))
 
     def merged_modules(self, site: MergeSite) -> Iterator[nn.Module]:
         """From outside, a self-attention that takes keys looks as if nothing were merged."""
@@ -85,7 +85,7 @@ class KeysOnly(Scope):
 class AroundBlock(Scope):
     """The whole block, or several in a row, runs on merged tokens; every token takes the change of its slot."""
 
-    spans_block = True
+    spans_block = shares_merge = True
 
     def before_block(self, state: ForwardState, block: BlockCall, call: Arguments) -> Arguments:
         """Merge the tokens of the first block, and give every block rows for its slots."""
@@ -110,10 +110,6 @@ class AroundBlock(Scope):
             return returned
         change = unmerge(block.output(returned) - state.merged, state.plan)
         return block.with_output(returned, state.before + change)
-
-    def recipe_error(self, policy: AdaptiveMerge, segment: int) -> str | None:
-        """Any number of blocks can share a merge."""
-        return None
 
     def describe(self, name: str, segment: int) -> str:
         """With the number of blocks that share a merge."""

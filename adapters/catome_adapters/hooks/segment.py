@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,15 +14,17 @@ from catome_adapters.hooks.attention import SelfAttention
 from catome_adapters.hooks.between import Between, as_one
 from catome_adapters.hooks.forward import ForwardState
 from catome_adapters.hooks.host import Host
+from catome_adapters.hooks.known import KnownCall, KnownCalls
+from catome_adapters.hooks.memories import Memories
 from catome_adapters.hooks.owner import HookOwner
-from catome_adapters.hooks.pairs import PairsByCall, SitePairs
+from catome_adapters.hooks.pairs import PairsByCall
 from catome_adapters.hooks.repeats import SegmentPasses
 from catome_adapters.hooks.rules import MergeRules
 from catome_adapters.sites.call import Arguments, BlockCall
-from catome_adapters.sites.location import BlockPlans, Location
+from catome_adapters.sites.plans import BlockPlans
 from catome_adapters.sites.site import MergeSite
 from catome_adapters.sites.weights import count_weights
-from catome_core import MergePlan, PairCache, PlanKey, TokenGrid, extend, has_values
+from catome_core import AdaptiveMerge, Lattice, MergePlan, PlanKey, TokenGrid, extend, has_values
 
 
 class LastCall:
@@ -40,6 +42,8 @@ class Segment:
         site: The first site, under a name for all of them.
         state: Of the forward pass that runs.
         pairs: What is remembered from step to step.
+        lattice: Of the keys; None if tokens are matched.
+        known: What follows from the shapes of a call.
         last_calls: By plan, the tokens of the last call.
         blocks_per_plan: Number of blocks that share a plan.
     """
@@ -47,16 +51,17 @@ class Segment:
     def __init__(self, sites: Sequence[MergeSite], host: Host, rules: MergeRules) -> None:
         self.sites, self.host, self.rules, self.scope = tuple(sites), host, rules, rules.scope
         self.site, self.state, self.between = as_one(self.sites), ForwardState(), Between(self.sites)
-        share = rules.scope.merges_queries and any(site.layout.shared for site in sites)
-        self.policy = replace(rules.policy, shared=rules.policy.shared or share)
+        self.policy = _policy_of(rules, self.sites)
         self.weights = count_weights(self.site)
         self.last_calls = [LastCall() for _ in (self.sites[:1] if self.scope.plans_ahead else self.sites)]
         self.blocks_per_plan = len(self.sites) // len(self.last_calls)
-        self._grids: dict[tuple[int, ...], TokenGrid] = {}
-        self.decisions: dict[tuple[int, TokenGrid, str], bool] = {}
-        self.pairs = PairsByCall(self._make_pairs, self.state)
+        names = [self.site.name] if self.scope.plans_ahead else [site.name for site in self.sites]
+        device = next((weight.device for weight in self.site.block.parameters()), None)
+        memories = Memories(names, self.policy, rules.seed, rules.matches_output, device)
+        self.lattice, self.pairs = memories.lattice, PairsByCall(memories.make, self.state)
         self.passes = SegmentPasses(self.site.name, host.recorded)
         blocks = [BlockCall(site, site is self.sites[0], site is self.sites[-1]) for site in self.sites]
+        self.known = KnownCalls(blocks[0], rules, self.weights)
         self.attentions = [self._enclose(site, module) for site in self.sites for module in site.attentions]
         self.hooks = [BlockHooks(self, block) for block in blocks]
         self.own_hooks = self.scope.install(self, blocks)
@@ -70,17 +75,10 @@ class Segment:
         """Before a block: the first one's tokens make the plan."""
         state = self.state
         if block.is_first:
-            size = self.host.size or self.host.refuse_block(self.site.name)
-            repeated = self.passes.begin(block.tokens(call), size) if self.host.is_recorded else None
-            state.repeated, size = repeated, repeated.size if repeated else size
-            location = block.locate(call, size, self._grid(size.shape))
-            self._begin_pass(location)
-            text = location.text
-        else:
-            if self.host.is_recorded:
-                self.passes.check()
-            text = block.text(call)
-        state.plans = None if state.plan is None else BlockPlans(state.plan, extend(state.plan, *text))
+            self._begin_pass(block.tokens(call))
+        elif self.host.is_recorded:
+            self.passes.check()
+        state.plans = None if state.plan is None else BlockPlans(state.plan, extend(state.plan, *block.text(call)))
         return self.scope.before_block(state, block, call) if state.active and self.scope.spans_block else call
 
     def after_block(self, block: BlockCall, returned: Any) -> Any:
@@ -99,29 +97,29 @@ class Segment:
 
     def plan(self, index: int, tokens: Tensor, grid: TokenGrid) -> MergePlan | None:
         """The plan for tokens (batch, tokens, channels); None to leave them alone, or to match the output first."""
+        known = self.known.of_tokens(PlanKey(len(tokens), grid, tokens.device, tokens.dtype))
+        return self._plan(index, known, tokens)
+
+    def _plan(self, index: int, known: KnownCall, tokens: Tensor) -> MergePlan | None:
         if not self.host.is_recorded:
-            return self._plan(index, tokens, grid)
+            return self._make_plan(index, known, tokens)
         if self.state.repeated is not None:
             self.pairs.current[0].output_missed |= self.state.match_output
             self.state.match_output = False
             return self.state.repeated.plans[index]
-        self.passes.current.plans[index] = plan = self._plan(index, tokens, grid)
+        self.passes.current.plans[index] = plan = self._make_plan(index, known, tokens)
         return plan
 
-    def _plan(self, index: int, tokens: Tensor, grid: TokenGrid) -> MergePlan | None:
-        pairs, key = self.pairs.current[index], PlanKey(len(tokens), grid, tokens.device, tokens.dtype)
-        size = (key.batch, key.grid, key.device.type)
-        pays_off = _once(self.decisions, size, lambda: self.rules.pays_off(self.weights, key))
-        merged = self.pairs.merging and pays_off
+    def _make_plan(self, index: int, known: KnownCall, tokens: Tensor) -> MergePlan | None:
+        pairs, key, merged = self.pairs.current[index], known.key, self.pairs.merging and known.pays_off
         # Only written here: compiled code has one graph for every value that it reads, and for the order of reading.
         self.last_calls[index].key = key
         if has_values(tokens):
             pairs.key, pairs.merged = key, merged
-        self.state.match_output = merged and self.rules.matches_output and not pairs.cache.will_reuse(key)
+        self.state.match_output = merged and pairs.waits_for_output(key)
         if self.state.match_output or not merged:
             return None
-        plan = pairs.cache(tokens, grid)
-        return None if pairs.cache.is_identity else plan
+        return pairs.plan_for(tokens[:, known.front : tokens.shape[1] - known.back], key.grid)
 
     def remove(self) -> None:
         """Remove every hook."""
@@ -132,18 +130,20 @@ class Segment:
     def __repr__(self) -> str:
         return f"Segment({self.site.name!r}, {len(self.sites)} blocks, {type(self.scope).__name__})"
 
-    def _grid(self, shape: tuple[int, ...]) -> TokenGrid:
-        return _once(self._grids, shape, lambda: TokenGrid(shape, self.rules.strides(shape), self.site.prefix))
-
-    def _begin_pass(self, location: Location) -> None:
+    def _begin_pass(self, tokens: Tensor) -> None:
         if not self.between.is_single and not torch.compiler.is_compiling():
             self.between.refuse_checkpointing()
-        state, grid = self.state, location.grid
-        state.attended, state.front, state.length = False, location.front, location.tokens.shape[1]
+        state, size = self.state, self.host.size or self.host.refuse_block(self.site.name)
+        repeated = self.passes.begin(tokens, size) if self.host.is_recorded else None
+        shapes = (repeated.size if repeated else size, tokens.shape, tokens.dtype, tokens.device)
+        known = self.known.work_out(*shapes) if torch.compiler.is_compiling() else self.known[shapes]
+        state.repeated, state.attended = repeated, False
+        state.front, state.length = known.front, tokens.shape[1]
+        state.grid = known.key.grid
         state.plan, state.active = None, not self.scope.plans_ahead
         if self.scope.plans_ahead:
-            plan = self.plan(0, location.tokens[:, location.front : state.length - location.back], grid)
-            state.plan = None if plan is None else extend(plan, location.front, location.back)
+            plan = self._plan(0, known, tokens)
+            state.plan = None if plan is None else extend(plan, known.front, known.back)
             state.active = plan is not None
 
     def _match_output(self, tokens: Tensor) -> None:
@@ -153,31 +153,20 @@ class Segment:
         self.state.match_output = False
         tokens = tokens[:, self.state.front : self.state.front + key.grid.tokens]
         # Under autocast the output has another dtype than the input, by which the plan is found again.
-        pairs.cache(tokens.to(key.dtype), key.grid)
+        pairs.plan_for(tokens.to(key.dtype), key.grid)
 
     def _enclose(self, site: MergeSite, module: nn.Module) -> SelfAttention:
-        needs = AttentionNeeds(self.rules.proportional, self.policy.spare == "pad", not self.scope.merges_queries)
+        lattice = self.policy if isinstance(self.policy, Lattice) else None
+        needs = AttentionNeeds(self.rules.proportional, self.policy.pads, not self.scope.merges_queries, lattice)
         matched = self.rules.matches_output and not self.scope.spans_block and module is self.site.attention
         return SelfAttention(site, module, self.scope, self.state, needs, self._match_output if matched else None)
 
-    def _make_pairs(self, label: str, always_due: bool) -> list[SitePairs]:
-        """One for each plan, with nothing remembered; `label` names the context."""
-        names = [self.site.name] if self.scope.plans_ahead else [site.name for site in self.sites]
-        is_random = self.policy.destination == "random"
-        # The same seed in every context: what two calls draw is what one batch of both would.
-        generators = [torch.Generator().manual_seed(self.rules.seed) if is_random else None for _ in names]
-        caches = [PairCache(self.policy, generator) for generator in generators]
-        made = zip(names, caches, strict=True)
-        return [SitePairs(name + label, cache, self.rules.matches_output, always_due) for name, cache in made]
 
-
-def _once(known: dict[Any, Any], key: Any, make: Callable[[], Any]) -> Any:
-    """What `make` returns, made once in eager code; to the compiler it is a constant."""
-    if torch.compiler.is_compiling():
-        return make()
-    if key not in known:
-        known[key] = make()
-    return known[key]
+def _policy_of(rules: MergeRules, sites: Sequence[MergeSite]) -> AdaptiveMerge | Lattice:
+    """With one plan for the whole batch, where a layout needs that for its rows."""
+    shared = rules.scope.merges_queries and any(site.layout.shared for site in sites)
+    policy = rules.policy
+    return replace(policy, shared=True) if shared and isinstance(policy, AdaptiveMerge) else policy
 
 
 class BlockHooks(HookOwner):

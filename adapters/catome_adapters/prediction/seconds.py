@@ -5,12 +5,14 @@ from __future__ import annotations
 from math import prod
 from typing import NamedTuple
 
+from catome_adapters.hooks.lattices import keys_left_out
 from catome_adapters.hooks.scopes import SCOPES
+from catome_adapters.prediction.gathering import gather_seconds, weights_as_gathered
 from catome_adapters.prediction.rates import DeviceRates, rates_of
 from catome_adapters.recipe import MergeRecipe
 from catome_adapters.sites.site import MergeSite
 from catome_adapters.sites.weights import Flops, SiteWeights, count_weights
-from catome_core import TokenGrid
+from catome_core import Lattice, TokenGrid
 
 TYPICAL_BATCH = 2
 """One picture with classifier-free guidance: the batch where none is known."""
@@ -88,6 +90,7 @@ def predict(
         denoises: Whether the recipe's schedule says which calls match; False: every call does.
     """
     scope, tokens, removed = SCOPES[recipe.scope], grid.tokens, assumed_share(grid, recipe)
+    weights = weights_as_gathered(weights, recipe.policy)
     seconds = site_seconds(weights, grid, batch, recipe, rates, removed)
     whole = _seconds(weights.saved_in_block(tokens, 1), batch, rates)
     saved = (_seconds(scope.saved_flops(weights, tokens, share), batch, rates) for share in (0.5, 0.75))
@@ -108,7 +111,7 @@ def site_seconds(
         >>> f"{seconds.block:.3f} {seconds.saved:.3f} {seconds.reuse:.3f} {seconds.match:.3f}"
         '0.305 0.115 0.016 0.228'
     """
-    scope, tokens = SCOPES[recipe.scope], grid.tokens
+    scope, tokens, weights = SCOPES[recipe.scope], grid.tokens, weights_as_gathered(weights, recipe.policy)
     block = _seconds(weights.saved_in_block(tokens, 1), batch, rates) + weights.kernels * rates.launch
     saved = _seconds(scope.saved_flops(weights, tokens, removed), batch, rates)
     reuse = _reuse_seconds(weights, grid, batch, recipe, rates, removed)
@@ -129,7 +132,12 @@ def typical_grid(site: MergeSite, recipe: MergeRecipe) -> TokenGrid | None:
 
 
 def assumed_share(grid: TokenGrid, recipe: MergeRecipe) -> float:
-    """Share of the tokens that merges: what a fixed capacity leaves; half where the data will decide it."""
+    """Share of the tokens that merges: what a fixed capacity leaves; half where the data will decide it.
+
+    Of a lattice, the share of the keys that a query does not see.
+    """
+    if isinstance(recipe.policy, Lattice):
+        return keys_left_out(recipe.policy, grid) / grid.tokens
     most = grid.sources / grid.tokens
     return min(TYPICAL_REMOVED, most) if recipe.policy.capacity is None else share_at(grid, recipe.policy.capacity)
 
@@ -157,6 +165,8 @@ def _reuse_seconds(
     weights: SiteWeights, grid: TokenGrid, batch: int, recipe: MergeRecipe, rates: DeviceRates, removed: float
 ) -> float:
     """Reading and writing tokens and slots; the sizes cost attention no more than another pass over both."""
+    if isinstance(recipe.policy, Lattice):
+        return gather_seconds(recipe.policy, weights, grid, batch, rates)
     kept = 1 - removed
     passes = SCOPES[recipe.scope].passes(kept) + (4 * kept if recipe.proportional else 0)
     traffic = passes * batch * grid.tokens * weights.channels * weights.itemsize
@@ -165,6 +175,8 @@ def _reuse_seconds(
 
 def _match_seconds(weights: SiteWeights, grid: TokenGrid, batch: int, recipe: MergeRecipe, rates: DeviceRates) -> float:
     """Every source times the destinations that it may match; similarities are written and read in float32."""
+    if isinstance(recipe.policy, Lattice):
+        return 0.0
     radius, samples = recipe.policy.radius, 1 if recipe.policy.shared else batch
     visible = grid.destinations if radius is None else prod(min(2 * radius + 1, cells) for cells in grid.cells)
     pairs = samples * grid.sources * visible

@@ -83,7 +83,7 @@ class Worth:
 
     def _can_try(self, seconds: SiteSeconds, matches: float, total: int) -> bool:
         """Whether a first checkpoint that finds nothing would cost little of the run, or of what it may gain."""
-        if self.recipe.policy.capacity is not None:
+        if not self.recipe.policy.adapts:
             return True
         trial, call = seconds.trial, seconds.block / self.blocks_share
         gain = (total - 1) * seconds.gain(matches)

@@ -13,10 +13,13 @@ from catome_adapters.recipe import MergeRecipe
 from catome_adapters.records import RunLog, SiteStep, StepRecord
 from catome_adapters.reports.names import group_name, name_groups
 from catome_adapters.sites.grid import Shape
+from catome_core import AdaptiveMerge, Lattice
 
 COLUMNS = ("", "steps", "checkpoints", "tokens", "slots", "merged %", "similarity", "overflow")
 WIDTHS = (5, 12, 8, 12, 16, 25, 9)
 LEGEND = "merged %, similarity to the nearest destination at checkpoints: minimum, quartiles and maximum"
+COLUMNS_OF_KEYS = ("", "steps", "checkpoints", "tokens", "keys", "left out %", "", "")
+LEGEND_OF_KEYS = "left out %: keys of the grid that a query does not see"
 
 
 class SessionSummary(NamedTuple):
@@ -29,6 +32,7 @@ class SessionSummary(NamedTuple):
             submitted. None for models without steps.
         timed_steps: Number of these steps.
         memory: Bytes that the plans hold between steps.
+        thins_keys: Whether no token merged, and attention saw the keys of a lattice.
     """
 
     rows: tuple[SiteStep, ...]
@@ -36,6 +40,7 @@ class SessionSummary(NamedTuple):
     seconds: float | None = None
     timed_steps: int = 0
     memory: int = 0
+    thins_keys: bool = False
 
     @property
     def merged_fraction(self) -> float:
@@ -70,14 +75,19 @@ class SessionSummary(NamedTuple):
         for row in self.rows:
             groups[group_name(row.site), row.tokens].append(row)
         names = name_groups([(name, [row.site for row in rows]) for (name, _), rows in groups.items()])
-        lines = [_line(*COLUMNS)]
+        lines = [_line(*(COLUMNS_OF_KEYS if self.thins_keys else COLUMNS))]
         lines += [_group_line(name, rows) for name, rows in zip(names, groups.values(), strict=True)]
         lines += [_total_line(self.rows)] if len(groups) > 1 else []
-        return "\n".join([*lines, LEGEND, *_left_unmerged(self.rows), self._sentence()])
+        legend = LEGEND_OF_KEYS if self.thins_keys else LEGEND
+        return "\n".join([*lines, legend, *_left_unmerged(self.rows), self._sentence()])
 
     def _sentence(self) -> str:
-        parts = [f"{self.merged_fraction:.1%} of the tokens merged in {_count(len(self.steps), 'step')}"]
-        parts += [_count(len(self.checkpoints), "checkpoint"), f"overflow {self.overflow:,}"]
+        share, steps = self.merged_fraction, _count(len(self.steps), "step")
+        if self.thins_keys:
+            parts = [f"queries saw {1 - share:.1%} of the keys in {steps}", "nothing to recompute"]
+        else:
+            parts = [f"{share:.1%} of the tokens merged in {steps}", _count(len(self.checkpoints), "checkpoint")]
+            parts += [f"overflow {self.overflow:,}"]
         parts += [f"{self.memory / 2**20:.1f} MiB of extra memory held"]
         parts += [f"predicted {self.speedup:.2f}x for the network"] if self.speedup else []
         only = f" for {_count(self.timed_steps, 'step')}" if self.timed_steps < len(self.steps) else ""
@@ -85,10 +95,12 @@ class SessionSummary(NamedTuple):
         return ", ".join(parts)
 
 
-def summarize_run(records: Sequence[StepRecord], log: RunLog, speedup: float | None, memory: int) -> SessionSummary:
+def summarize_run(
+    records: Sequence[StepRecord], log: RunLog, speedup: float | None, memory: int, thins_keys: bool
+) -> SessionSummary:
     """The summary of these records, with the times of the log; reads from the device."""
     rows = tuple(chain.from_iterable(one.rows() for one in records))
-    return SessionSummary(rows, speedup, log.seconds, log.timed_steps, memory)
+    return SessionSummary(rows, speedup, log.seconds, log.timed_steps, memory, thins_keys)
 
 
 def explain_unmerged(records: Sequence[StepRecord], recipe: MergeRecipe, default: Shape | None) -> str | None:
@@ -101,10 +113,10 @@ def explain_unmerged(records: Sequence[StepRecord], recipe: MergeRecipe, default
     """
     plans = [plan for record in records if record.merging for plan in record.plans]
     tried = [plan for plan in plans if plan.merged]
-    asked = recipe.policy.threshold < 1 and (recipe.policy.capacity is None or not tried)
-    if not plans or not asked or any(plan.merges for plan in plans):
+    asked = isinstance(recipe.policy, Lattice) or recipe.policy.threshold < 1
+    if not plans or not asked or (tried and not recipe.policy.adapts) or any(plan.merges for plan in plans):
         return None
-    why = f"too few tokens are more similar than threshold={recipe.policy.threshold} to gain time"
+    why, remedy = _about_policy(recipe.policy)
     if tried and len(records) == 1:
         why = "without a capacity tokens merge after the first checkpoint, and this run has a single step"
     if not tried and plans[0].key:
@@ -113,9 +125,17 @@ def explain_unmerged(records: Sequence[StepRecord], recipe: MergeRecipe, default
             return None
         why = f"{' x '.join(map(str, shape))} tokens are predicted to be too few to gain time"
     return (
-        f"nothing merged in this run at {plans[0].name} and all other sites: {why}. Draw larger pictures, lower the "
-        'threshold, give a capacity, use scope="block", or merge anyway: levels="all"'
+        f"nothing merged in this run at {plans[0].name} and all other sites: {why}. Draw larger pictures, {remedy}, or "
+        'merge anyway: levels="all"'
     )
+
+
+def _about_policy(policy: AdaptiveMerge | Lattice) -> tuple[str, str]:
+    """Why it may merge nothing, and what helps."""
+    if isinstance(policy, Lattice):
+        return "its keys are too few to gain time", "give a larger stride"
+    why = f"too few tokens are more similar than threshold={policy.threshold} to gain time"
+    return why, 'lower the threshold, give a capacity, use scope="block"'
 
 
 def _group_line(name: str, rows: Sequence[SiteStep]) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from catome_adapters.sites.grid import GridSize
 from catome_adapters.sites.layout import PerToken
-from catome_adapters.sites.location import BlockPlans, Location
+from catome_adapters.sites.plans import BlockPlans
 from catome_adapters.sites.site import MergeSite
 from catome_core import MergePlan, TokenGrid, gather_anchors
 
@@ -94,25 +94,24 @@ class BlockCall:
         index = self.layout.output or 0
         return type(returned)((*returned[:index], tokens, *returned[index + 1 :]))
 
-    def locate(self, call: Arguments, size: GridSize, grid: TokenGrid) -> Location:
-        """Find the tokens of the grid among the block's.
+    def locate(self, tokens: int, size: GridSize, grid: TokenGrid) -> tuple[int, int]:
+        """Number of tokens in front of the grid's and behind, among this number of tokens of the block.
 
         Raises:
             ValueError: If there is another number of tokens than the grid has, and the layout allows no others.
         """
-        tokens = self.tokens(call)
-        extra = tokens.shape[1] - grid.tokens
+        extra = tokens - grid.tokens
         behind = size.extra or 0
         if size.extra is None and self.layout.extra_side == "back":
             behind = extra
         front = extra - behind if self.layout.extra_side == "front" else 0
         if front < 0 or front + behind != extra or (extra and self.layout.extra_side is None):
             raise ValueError(
-                f"{self.site.name} got {tokens.shape[1]} tokens; the model's input gives a grid of "
+                f"{self.site.name} got {tokens} tokens; the model's input gives a grid of "
                 f"{' x '.join(map(str, grid.shape))} with {grid.prefix} in front, which are {grid.tokens}: pass "
                 "sites=[MergeSite(..., grid_of=...)] with a function that computes the grid of these tokens"
             )
-        return Location(tokens, grid, front, behind, self.text(call))
+        return front, behind
 
     def text(self, call: Arguments) -> tuple[int, int]:
         """Number of text tokens among the keys of self-attention, in front of the block's tokens and behind."""

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("without_gradients")
     ],
 )
 def test_recipe_that_does_not_fit_is_refused(changes):
-    with pytest.raises(ValueError, match=r'scope=\'progressive\' and .*RECIPES\["tome"\]'):
+    with pytest.raises(ValueError, match=r'scope is .progressive. with .*RECIPES\["tome"\]'):
         replace(TOME, **changes)
 
 

@@ -1,0 +1,37 @@
+"""The time that it takes to gather the keys of a lattice."""
+
+from __future__ import annotations
+
+from catome_adapters.prediction.rates import DeviceRates
+from catome_adapters.sites.weights import SiteWeights
+from catome_core import AdaptiveMerge, Lattice, NearField, TokenGrid
+
+GATHER_LAUNCHES, GATHER_BEHIND_LAUNCHES, NEAR_LAUNCHES = 5, 7, 31
+"""Operations that a call adds which gathers its keys before their projections, behind them, or for tiles with a near
+field, as a dispatch mode counts them."""
+
+
+def weights_as_gathered(weights: SiteWeights, policy: AdaptiveMerge | Lattice) -> SiteWeights:
+    """With a near field every tile gathers its own keys, which no projection is spared for."""
+    has_tiles = isinstance(policy, Lattice) and policy.near is not None
+    return weights._replace(takes_keys=False) if has_tiles else weights
+
+
+def gather_seconds(lattice: Lattice, weights: SiteWeights, grid: TokenGrid, batch: int, rates: DeviceRates) -> float:
+    """Reading and writing the anchors, before their projections or behind; of a near field, the keys of every tile.
+
+    Examples:
+        >>> weights = SiteWeights(channels=8, width=8, projections=256, rest=1024, text_width=0, itemsize=4)
+        >>> rates = DeviceRates(flops=1e6, attention_flops=1e6, bandwidth=1e6, launch=0.0)
+        >>> gather_seconds(Lattice(), weights, TokenGrid((8, 8)), 1, rates)
+        0.001024
+    """
+    if lattice.near is not None:
+        field = NearField(grid, lattice.near)
+        # Keys and values of the tiles, their queries, and what these attend to.
+        numbers, launches = 2 * (field.tiles * field.keys + grid.tokens) * weights.width, NEAR_LAUNCHES
+    elif weights.takes_keys:
+        numbers, launches = (grid.prefix + grid.destinations) * weights.channels, GATHER_LAUNCHES
+    else:
+        numbers, launches = 2 * (grid.prefix + grid.destinations) * weights.width, GATHER_BEHIND_LAUNCHES
+    return 2 * batch * numbers * weights.itemsize / rates.bandwidth + launches * rates.launch

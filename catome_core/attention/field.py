@@ -1,0 +1,102 @@
+"""The near field: how far a query sees every token, and how many keys that makes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil, prod
+
+from catome_core import checks
+from catome_core.grid import TokenGrid
+from catome_core.tiles import Axis
+
+
+@dataclass(frozen=True)
+class NearField:
+    """How far a query sees every token; beyond, it sees one token of each cell, which counts for all of its cell.
+
+    Queries are processed in tiles, blocks of cells, that see the same keys: all tokens of the tile's own cells and of
+    those at most `near` cells away, and one token of every other cell. Tokens of no grid see all tokens, and all
+    queries see them. So every token counts exactly once, and all tiles have equally many keys: at the border, a tile
+    sees further inwards.
+
+    Args:
+        grid: The layout, whose prefix tokens are of no grid.
+        near: Distance in cells, along every dimension.
+        front: Number of tokens in front of the prefix, such as text.
+        back: Number of tokens behind the grid.
+        tile: About so many tokens along the height and the width of a tile, and a quarter as many frames. Small tiles
+            have few keys, large ones are faster to gather.
+
+    Raises:
+        TypeError: If a number is not whole, or `grid` is no `TokenGrid`.
+        ValueError: If a number is negative, or `tile` is 0.
+
+    Examples:
+        >>> field = NearField(TokenGrid((64, 64)), near=1, front=77)
+        >>> field.tokens, field.keys
+        (4173, 1401)
+        >>> NearField(TokenGrid((64, 64), stride=4), near=1, tile=8).keys
+        496
+    """
+
+    grid: TokenGrid
+    near: int = 1
+    front: int = 0
+    back: int = 0
+    tile: int = 16
+
+    def __post_init__(self) -> None:
+        checks.instance("grid", self.grid, TokenGrid, "a TokenGrid")
+        for name in ("near", "front", "back"):
+            expected = "0 or more cells" if name == "near" else "0 or more tokens"
+            object.__setattr__(self, name, checks.integer(name, getattr(self, name), expected, least=0))
+        object.__setattr__(self, "tile", checks.integer("tile", self.tile, "a positive number of tokens", least=1))
+
+    @property
+    def axes(self) -> list[Axis]:
+        """The dimensions of the grid, cut into tiles."""
+        sides = [max(1, self.tile // 4), self.tile, self.tile][-len(self.grid.shape) :]
+        lengths = zip(self.grid.shape, self.grid.strides, sides, strict=True)
+        return [Axis.cut(length, stride, _even(length, stride, side), self.near) for length, stride, side in lengths]
+
+    @property
+    def tokens(self) -> int:
+        """Length of the whole sequence."""
+        return self.front + self.grid.tokens + self.back
+
+    @property
+    def lead(self) -> int:
+        """Number of tokens in front of the grid."""
+        return self.front + self.grid.prefix
+
+    @property
+    def outside(self) -> int:
+        """Number of tokens of no grid."""
+        return self.lead + self.back
+
+    @property
+    def tiles(self) -> int:
+        """Number of tiles."""
+        return prod([axis.tiles for axis in self.axes])
+
+    @property
+    def queries_per_tile(self) -> int:
+        """Number of queries that see the same keys."""
+        return prod([axis.side * axis.stride for axis in self.axes])
+
+    @property
+    def keys(self) -> int:
+        """Number of keys that every query of the grid sees."""
+        near = prod([min(axis.window * axis.stride, axis.length) for axis in self.axes])
+        return self.outside + near + self.grid.destinations - prod([axis.window for axis in self.axes])
+
+    @property
+    def covers_grid(self) -> bool:
+        """Whether every query sees every token."""
+        return all(axis.window == axis.cells for axis in self.axes)
+
+
+def _even(length: int, stride: int, side: int) -> int:
+    """Cells per tile of at most `side` tokens, or of one cell, such that tiles are about equally large."""
+    cells = ceil(length / stride)
+    return ceil(cells / ceil(cells / max(1, side // stride)))

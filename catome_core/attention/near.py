@@ -1,0 +1,124 @@
+"""Attention to near keys one by one and to one far key of every cell, in one fused call."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from catome_core.attention.channels import attend_with_channels
+from catome_core.attention.field import NearField
+from catome_core.attention.masks import refuse_causal, to_additive
+from catome_core.attention.tables import FieldIndex, index_field
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
+
+
+def attend_near_and_far(
+    call: dict[str, Any], anchors: Int[Tensor, "cells"], field: NearField, *, takes_mask: bool = True
+) -> Float[Tensor, "batch heads tokens channels"]:
+    """Fused attention in which every query sees near tokens one by one, and of each cell beyond one that counts for it.
+
+    Nothing is matched, and no shape depends on the data: the keys of each tile of queries are gathered, and tiles are
+    samples of a batch, so that one call serves all. Where the near field covers the grid, it is plain attention.
+
+    Args:
+        call: Arguments of `scaled_dot_product_attention` by name; query, key and value have four dimensions. A mask
+            may have one row for all queries or one for each; far keys have the entries of their anchors.
+        anchors: The raster position (int64) in the grid of one token of every cell, as from `choose_destinations`.
+        field: Which keys are near, and where the grid's tokens are in the sequence.
+        takes_mask: Whether the kernel may have a mask. False: what each key counts for is in channels of its own.
+
+    Returns:
+        The attended values. Differentiable.
+
+    Raises:
+        ValueError: If attention is causal, or the shape of an argument does not fit the field.
+
+    Examples:
+        >>> from catome_core import TokenGrid, choose_destinations
+        >>> grid = TokenGrid((32, 32))
+        >>> query, key, value = torch.randn(3, 1, 2, 1024, 8).unbind()
+        >>> call = {"query": query, "key": key, "value": value}
+        >>> attend_near_and_far(call, choose_destinations(grid, 3), NearField(grid, near=1)).shape
+        torch.Size([1, 2, 1024, 8])
+    """
+    refuse_causal(call)
+    _check(call, anchors, field)
+    if field.covers_grid:
+        return scaled_dot_product_attention(**call)
+    index = index_field(field, call["query"])
+    attended = _attend_tiles(call, anchors, index, field.lead, takes_mask)
+    if field.outside:
+        attended = torch.cat([_attend_outside(call, index.outside).transpose(1, 2), attended], 1)
+    return attended.index_select(1, index.inverse).transpose(1, 2)
+
+
+def _attend_tiles(
+    call: dict[str, Any], anchors: Tensor, index: FieldIndex, lead: int, takes_mask: bool
+) -> Float[Tensor, "batch tiles*queries heads channels"]:
+    query, mask = call["query"], call.get("attn_mask")
+    keys = torch.cat([index.near, anchors[index.far] + lead], 1)
+    bias = index.bias if len(index.bias) == 1 else index.bias.repeat(len(query), 1, 1, 1)
+    indices = {"query": index.queries, "key": keys, "value": keys}
+    tiled: dict[str, Any] = call | {name: _gather(call[name], own) for name, own in indices.items()}
+    if mask is not None:
+        bias = bias + _gather_mask(to_additive(mask, query.dtype), index.queries, keys, query)
+    if takes_mask or bias.shape[1:3] != (1, 1):
+        tiled["attn_mask"] = bias.to(query.dtype)
+        attended = scaled_dot_product_attention(**tiled)
+    else:
+        attended = attend_with_channels(tiled | {"attn_mask": None}, bias)
+    return attended.transpose(1, 2).unflatten(0, (len(query), -1)).flatten(1, 2)
+
+
+def _attend_outside(call: dict[str, Any], outside: Int[Tensor, "outside"]) -> Tensor:
+    """Tokens of no grid see all tokens."""
+    mask = call.get("attn_mask")
+    if mask is not None and mask.shape[-2] > 1:
+        mask = mask.index_select(-2, outside)
+    asked: dict[str, Any] = call | {"query": call["query"].index_select(2, outside), "attn_mask": mask}
+    return scaled_dot_product_attention(**asked)
+
+
+def _gather(
+    rows: Float[Tensor, "batch heads tokens channels"], index: Int[Tensor, "tiles n"]
+) -> Float[Tensor, "batch*tiles heads n channels"]:
+    """By token, since models have the heads of a token side by side in memory."""
+    gathered = rows.transpose(1, 2).index_select(1, index.flatten())
+    return gathered.unflatten(1, index.shape).flatten(0, 1).transpose(1, 2)
+
+
+def _gather_mask(
+    mask: Float[Tensor, "..."], queries: Int[Tensor, "tiles n"], keys: Int[Tensor, "tiles keys"], query: Tensor
+) -> Float[Tensor, "batch*tiles heads|1 n|1 keys"]:
+    """The caller's mask at the queries and keys of every tile."""
+    mask = mask.reshape((1,) * (4 - mask.ndim) + mask.shape).expand(len(query), -1, -1, query.shape[2])
+    if mask.shape[2] == 1:
+        tiled = mask[:, :, None].transpose(1, 2)
+    else:
+        tiled = mask.index_select(2, queries.flatten()).unflatten(2, queries.shape).transpose(1, 2)
+    return torch.take_along_dim(tiled, keys[None, :, None, None], -1).flatten(0, 1)
+
+
+def _check(call: dict[str, Any], anchors: Tensor, field: NearField) -> None:
+    tokens, cells = field.tokens, field.grid.destinations
+    for name in ("query", "key", "value"):
+        if call[name].ndim != 4 or call[name].shape[2] != tokens:
+            raise ValueError(
+                f"{name} has shape {tuple(call[name].shape)}; expected (batch, heads, {tokens}, channels) for {field}: "
+                "a near field is for self-attention, with all tokens in the order of the sequence"
+            )
+    if anchors.shape != (cells,):
+        raise ValueError(
+            f"anchors has shape {tuple(anchors.shape)}; expected ({cells},), a token of every cell of {field.grid}"
+        )
+    mask = call.get("attn_mask")
+    if mask is not None and (mask.ndim < 2 or mask.shape[-2] not in (1, tokens) or mask.shape[-1] not in (1, tokens)):
+        raise ValueError(
+            f"attn_mask has shape {tuple(mask.shape)}; expected one row or a row for each of the {tokens} tokens, "
+            "and a column for each: leave the mask out, or attend without a near field"
+        )

@@ -1,0 +1,108 @@
+"""Which keys a tile of queries sees: every token of the cells around it, and one token of each cell beyond."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from math import prod
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from catome_core.attention.field import NearField
+from catome_core.calls import has_values
+from catome_core.grid import Coordinates, ravel, unravel
+from catome_core.tiles import Axis, cross, index_in_tiles
+
+if TYPE_CHECKING:
+    from jaxtyping import Float32, Int
+
+
+class FieldIndex(NamedTuple):
+    """Where the queries and keys of every tile are in the sequence. All but the bias are int64.
+
+    Attributes:
+        outside: The tokens of no grid.
+        queries: The queries of every tile; some twice, where the tiles do not divide the grid.
+        near: The keys that are seen one by one, tokens of no grid first.
+        far: The cells of which one token is seen.
+        bias: log of the number of tokens that each key counts for: -inf where a window has fewer tokens than others.
+        inverse: For every token, its index among the tokens of no grid and then the queries of all tiles.
+    """
+
+    outside: Int[Tensor, "outside"]
+    queries: Int[Tensor, "tiles queries"]
+    near: Int[Tensor, "tiles outside+near"]
+    far: Int[Tensor, "tiles far"]
+    bias: Float32[Tensor, "1|tiles 1 1 keys"]
+    inverse: Int[Tensor, "tokens"]
+
+
+def index_field(field: NearField, tokens: Tensor) -> FieldIndex:
+    """The index for a call with these tokens: computed in compiled code, else kept from call to call."""
+    if torch.compiler.is_compiling() or not has_values(tokens) or _is_captured(tokens):
+        return _index_field(field, tokens.device)
+    return _kept_index(field, tokens.device)
+
+
+@lru_cache(maxsize=8)
+def _kept_index(field: NearField, device: torch.device) -> FieldIndex:
+    # What is made in inference mode could not be used outside of it.
+    with torch.inference_mode(mode=False):
+        return _index_field(field, device)
+
+
+def _index_field(field: NearField, device: torch.device) -> FieldIndex:
+    grid, axes, lead = field.grid, field.axes, field.lead
+    tiles = [torch.arange(axis.tiles, device=device) for axis in axes]
+    queries = cross([axis.tokens_of(tile) for axis, tile in zip(axes, tiles, strict=True)])
+    near = cross([axis.window_tokens_of(tile) for axis, tile in zip(axes, tiles, strict=True)])
+    far = _cells_beyond(axes, cross([axis.window_of(tile)[:, :1] for axis, tile in zip(axes, tiles, strict=True)]))
+    front, back = (
+        torch.arange(lead, device=device),
+        torch.arange(field.tokens - field.back, field.tokens, device=device),
+    )
+    outside = torch.cat([front, back])
+    inside = [position.clamp_max(length - 1) for position, length in zip(near, grid.shape, strict=True)]
+    near_index = torch.cat([outside.expand(field.tiles, -1), ravel(grid.shape, inside) + lead], 1)
+    image = index_in_tiles(grid, axes, torch.arange(grid.area, device=device)) + field.outside
+    inverse = torch.cat([front, image, back - grid.area])
+    bias = _bias(field, near, far)
+    return FieldIndex(outside, ravel(grid.shape, queries) + lead, near_index, ravel(grid.cells, far), bias, inverse)
+
+
+def _cells_beyond(axes: list[Axis], first: Coordinates) -> Coordinates:
+    """Coordinates (tiles, far) of all cells outside of the windows that begin at these cells (tiles, 1).
+
+    Counted from the first cell of a window, and around the border, they are the same cells for all windows: along some
+    dimension at or past the window's end, and before it along the dimensions that come earlier.
+    """
+    device, boxes = first[0].device, []
+    for number, axis in enumerate(axes):
+        if axis.window == axis.cells:
+            continue
+        before, after = [one.window for one in axes[:number]], [one.cells for one in axes[number + 1 :]]
+        sizes = (*before, axis.cells - axis.window, *after)
+        box = list(unravel(sizes, torch.arange(prod(sizes), device=device)))
+        box[number] = box[number] + axis.window
+        boxes.append(box)
+    apart = [torch.cat(parts) for parts in zip(*boxes, strict=True)]
+    return tuple((start + one) % axis.cells for start, one, axis in zip(first, apart, axes, strict=True))
+
+
+def _bias(field: NearField, near: Coordinates, far: Coordinates) -> Float32[Tensor, "1|tiles 1 1 keys"]:
+    within = [position < axis.length for position, axis in zip(near, field.axes, strict=True)]
+    sizes = [
+        (axis.length - cell * axis.stride).clamp_max(axis.stride) for cell, axis in zip(far, field.axes, strict=True)
+    ]
+    near_size, far_size = torch.stack(within).all(0).long(), torch.stack(sizes).prod(0)
+    outside = near_size.new_ones(1).expand(field.tiles, field.outside)
+    size = torch.cat([outside, near_size, far_size], 1)
+    if all(axis.length % axis.stride == 0 for axis in field.axes):
+        size = size[:1]
+    return size[:, None, None].float().log()
+
+
+def _is_captured(tokens: Tensor) -> bool:
+    """Whether the memory belongs to a CUDA graph, which fills it when it runs."""
+    return tokens.device.type == "cuda" and torch.cuda.is_current_stream_capturing()

@@ -1,0 +1,45 @@
+"""What a step costs that merges nothing: a few calls of our functions for each site, and no operation of torch."""
+
+import pytest
+
+from catome_adapters import attach, find_sites
+from catome_adapters.prediction import rates
+from catome_adapters.prediction.rates import DeviceRates
+from probes import Operations, calls_of_ours
+from running import TOTAL, make_recipe
+from zoo.transformers import ARCHITECTURES
+
+pytestmark = [
+    pytest.mark.usefixtures("without_gradients"),
+    pytest.mark.filterwarnings("ignore:nothing merged in this run"),
+]
+
+MOST_CALLS_PER_BLOCK = 20
+MOST_CALLS_PER_BOUNDARY = {"it would lose": 40, "its time is over": 29}
+SLOW_LAUNCHES = DeviceRates(flops=1e12, attention_flops=1e12, bandwidth=1e12, launch=1.0)
+RECIPES = {"it would lose": make_recipe("keys", levels="top"), "its time is over": make_recipe(during=(0.0, 0.1))}
+
+
+@pytest.mark.parametrize("why", RECIPES)
+@pytest.mark.parametrize("name", ["DiT", "SD3", "Flux", "Wan"])
+def test_a_site_costs_a_few_calls_where_it_merges_nothing(name, why, monkeypatch):
+    """Counted as what every site adds to the first one, in its block and between two steps."""
+    monkeypatch.setitem(rates.DEVICE_RATES, "cpu", SLOW_LAUNCHES)
+    model = ARCHITECTURES[name]
+    network = model.network()
+    plain = Operations.of(lambda: model.call(network))
+    sites = find_sites(network)
+    blocks, boundaries = [], []
+    for attached in (sites[:1], sites):
+        with attach(network, RECIPES[why], sites=attached) as session:
+            for step in range(TOTAL - 2):
+                session.begin_step(step, TOTAL)
+                model.call(network)
+            assert not Operations.of(lambda: session.begin_step(TOTAL - 2, TOTAL))
+            assert Operations.of(lambda: model.call(network)) == plain
+            boundaries.append(len(calls_of_ours(lambda: session.begin_step(TOTAL - 1, TOTAL))))
+            blocks.append(len(calls_of_ours(lambda: model.call(network))))
+            assert {row.slots == row.tokens for row in session.summary().rows if row.step >= TOTAL - 2} == {True}
+    more = len(sites) - 1
+    assert blocks[1] - blocks[0] <= MOST_CALLS_PER_BLOCK * more
+    assert boundaries[1] - boundaries[0] <= MOST_CALLS_PER_BOUNDARY[why] * more
