@@ -129,13 +129,29 @@ def bench(
         ),
     ] = None,
     repeats: Annotated[int | None, typer.Option(min=1, help="Timed rounds; by default the suite's.")] = None,
+    subject: Annotated[
+        list[str] | None,
+        typer.Option(help="Only these contenders of a block, a network or a picture, beside the unpatched."),
+    ] = None,
+    steps: Annotated[list[int] | None, typer.Option(min=1, max=1000, help="Pictures: lengths of the runs.")] = None,
+    images: Images = 4,
+    size: Size = 128,
     output: Annotated[Path, typer.Option(help="JSON file, written anew after every table.")] = Path("benchmark.json"),
     device: Device = None,
 ) -> None:
     """Time merging beside the unpatched network and the peers, eager and compiled."""
     from catome_bench.commands.bench import run_bench
 
-    run_bench(level, case or (), suite, repeats=repeats, output=output, device=device)
+    run_bench(
+        level,
+        case or (),
+        suite,
+        repeats=repeats,
+        subjects=subject or (),
+        pictures={"steps": steps or (50, 10), "images": images, "size": size},
+        output=output,
+        device=device,
+    )
 
 
 @app.command()

@@ -8,7 +8,7 @@ Arch = Literal["unet", "dit"]
 """The shipped networks."""
 
 ARCHS: tuple[Arch, ...] = get_args(Arch)
-RECIPE_NAMES = ("default", "paper", "keys", "close", "balanced", "fast", "todo", "tomesd", "vit", "tome")
+RECIPE_NAMES = ("default", "close", "balanced", "fast", "adaptive", "paper", "keys", "todo", "tomesd", "vit", "tome")
 LEVELS = ("block", "check", "kernels", "operations", "ladder", "model", "pipeline", "never-slower")
 SUITE_NAMES = ("cpu", "gpu")
 CASE_NAMES = (

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
 
 from catome_core import checks
+from catome_core.attention.field import NearField
 from catome_core.calls import CallMemory, has_values, refuse_jit_trace
 from catome_core.dither import dither_offsets
 from catome_core.grid import TokenGrid, choose_destinations, ravel, unravel
@@ -33,7 +34,7 @@ class Lattice:
         moving: The anchors move at every step, and neighboring cells have them in different places: see
             `dither_offsets`. False: always the top-left token of every cell (ToDo, arXiv 2402.13573).
         near: Attention sees every token of the query's surroundings instead, this many cells around the tile that the
-            query lies in (`NearField`), and the lattice beyond. None: the lattice alone.
+            query lies in (`NearField`), and the lattice beyond. None: the lattice alone. "auto" leaves it to `attach`.
 
     Raises:
         TypeError: If a value has another type.
@@ -45,13 +46,13 @@ class Lattice:
     """
 
     moving: bool = True
-    near: int | None = None
+    near: int | Literal["auto"] | None = None
 
     def __post_init__(self) -> None:
         checks.flag("moving", self.moving)
-        if self.near is not None:
-            near = checks.integer("near", self.near, "a number of cells from 0, or None: the lattice alone", least=0)
-            object.__setattr__(self, "near", near)
+        if self.near is not None and self.near != "auto":
+            expected = "a number of cells from 0, 'auto', or None: the lattice alone"
+            object.__setattr__(self, "near", checks.integer("near", self.near, expected, least=0))
 
     @property
     def adapts(self) -> bool:
@@ -62,6 +63,20 @@ class Lattice:
     def pads(self) -> bool:
         """Whether slots may be empty: never."""
         return False
+
+    def field(self, grid: TokenGrid, front: int = 0, back: int = 0) -> NearField | None:
+        """The near field on a grid with so many tokens in front of it and behind; None if there is none.
+
+        Raises:
+            ValueError: If `near` is "auto", since it is unknown what network this is for.
+
+        Examples:
+            >>> Lattice(near=1).field(TokenGrid((64, 64)))
+            NearField(grid=TokenGrid(shape=(64, 64), stride=(2, 2), prefix=0), near=1, front=0, back=0, tile=None)
+        """
+        if self.near == "auto":
+            raise ValueError("near is 'auto', which only attach can decide; give a number of cells, or None")
+        return None if self.near is None else NearField(grid, self.near, front, back)
 
 
 def lattice_plan(

@@ -12,7 +12,13 @@ import torch
 from catome_adapters.architectures.find import denoisers, find_candidates
 from catome_adapters.compatibility import check_attachable, reason_of_ranks
 from catome_adapters.hooks.scopes import SCOPES
-from catome_adapters.prediction.levels import LevelGain, choose_levels, predict_levels, winning_levels
+from catome_adapters.prediction.levels import (
+    LevelGain,
+    choose_levels,
+    predict_levels,
+    winning_levels,
+    with_near_field,
+)
 from catome_adapters.prediction.network import blocks_share, network_seconds
 from catome_adapters.prediction.worth import MIN_GAIN
 from catome_adapters.recipe import MergeRecipe
@@ -70,6 +76,7 @@ def attach(
     found = [one for one in candidates if isinstance(one, MergeSite)]
     if not found:
         raise ValueError(_nothing_found(model_or_pipeline, skipped))
+    recipe = with_near_field(recipe, found)
     auto = sites is None and recipe.levels == "auto" and SCOPES[recipe.scope].predictable
     gains = predict_levels(found, recipe) if auto else {}
     network = network_seconds(denoisers(model_or_pipeline).values(), found, recipe)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from difflib import get_close_matches
 from types import MappingProxyType
 
@@ -17,15 +18,18 @@ class _Named(dict[str, MergeRecipe]):
         raise KeyError(f"no recipe is named {name!r}{meant} The names are {sorted(self)}")
 
 
+BALANCED = MergeRecipe(Lattice(near="auto"), scope="keys", stride=2)
+
 RECIPES: Mapping[str, MergeRecipe] = MappingProxyType(
     _Named(
         {
-            "default": MergeRecipe(),
+            "default": BALANCED,
+            "close": replace(BALANCED, stride=(1, 2)),
+            "balanced": BALANCED,
+            "fast": replace(BALANCED, stride=(2, 4)),
+            "adaptive": MergeRecipe(),
             "paper": MergeRecipe(AdaptiveMerge(), proportional=False, levels="top"),
             "keys": MergeRecipe(scope="keys"),
-            "close": MergeRecipe(Lattice(), scope="keys", stride=(1, 2)),
-            "balanced": MergeRecipe(Lattice(), scope="keys", stride=2),
-            "fast": MergeRecipe(Lattice(), scope="keys", stride=(2, 4)),
             "todo": MergeRecipe(Lattice(moving=False), scope="keys", proportional=False, levels="top"),
             "tomesd": MergeRecipe(
                 AdaptiveMerge(threshold=-1, capacity=0.25, spare="fill", destination="random"),
@@ -44,8 +48,9 @@ RECIPES: Mapping[str, MergeRecipe] = MappingProxyType(
         }
     )
 )
-"""Recipes by name: "default"; "paper", to the letter; "keys", whose queries stay whole; "close", "balanced" and "fast",
-whose queries see half, a quarter and an eighth of the keys, others in every step; "todo", the same quarter in every
-step; "tomesd", half of the tokens, matched anew at every step; "vit", half of the tokens of every block, for models
-that are called once per input; "tome", for their classification: every block merges 6 % of the tokens that the blocks
-before it have left."""
+"""Recipes by name. By goal: "close", "balanced" and "fast", whose queries see half, a quarter and an eighth of the far
+keys, others in every step; "default" is "balanced". By method: "adaptive", tokens above a threshold merge around
+self-attention; "keys", only as its keys; "paper", to the letter; "todo", a quarter of the keys, the same in every step;
+"tomesd", half of the tokens, matched anew at every step. For models that are called once per input: "vit", half of the
+tokens of every block; "tome", for classification: every block merges 6 % of the tokens that the blocks before it have
+left."""

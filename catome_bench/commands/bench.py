@@ -6,7 +6,7 @@ import gc
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -36,10 +36,22 @@ def run_bench(
     suite: str | None,
     *,
     repeats: int | None,
+    subjects: Sequence[str],
+    pictures: Mapping[str, Any],
     output: Path,
     device: str | None,
 ) -> None:
     """Measure levels and cases on a device; where they are not given, those of the suite, or of the device's suite.
+
+    Args:
+        levels: Out of `LEVELS`.
+        cases: Out of `CASE_NAMES`.
+        suite: Its name.
+        repeats: Timed rounds.
+        subjects: Names of contenders or variants; all, if there are none.
+        pictures: The `steps`, `images` and `size` of the level "pipeline".
+        output: File to write.
+        device: Torch device.
 
     Raises:
         typer.BadParameter: If there is nothing to measure, or the report could not be written.
@@ -47,7 +59,13 @@ def run_bench(
     device = choose_device(device)
     suite = suite or ("gpu" if default_device() == "cuda" else "cpu")
     chosen = SUITES[suite]
-    setting = Setting(suite=chosen, device=device, repeats=repeats or chosen.repeats)
+    setting = Setting(
+        suite=chosen,
+        device=device,
+        repeats=repeats or chosen.repeats,
+        subjects=tuple(subjects),
+        pictures=pictures,
+    )
     jobs = plan_jobs(setting, levels or chosen.levels, cases)
     if not jobs:
         raise typer.BadParameter(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -43,11 +43,21 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """The options that every measurement of a command shares."""
+    """The options that every measurement of a command shares.
+
+    Attributes:
+        suite: The defaults.
+        device: Torch device.
+        repeats: Timed rounds.
+        subjects: Names of contenders or variants; all, if there are none.
+        pictures: Arguments of `run_pictures`.
+    """
 
     suite: Suite
     device: str
     repeats: int
+    subjects: tuple[str, ...] = ()
+    pictures: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def options(self) -> dict[str, Any]:
         """Keyword arguments for the races that make their own tensors."""
@@ -56,8 +66,20 @@ class Setting:
     def contenders(self, case: str, mode: str) -> dict[str, MakeContender]:
         """The contenders of a race over a block."""
         every = block_contenders(blocks.CASES[case], self.device, self.suite.dtype)
-        chosen = every if mode == "eager" or self.suite.compiled is None else self.suite.compiled
-        return {name: make for name, make in every.items() if name in chosen}
+        headlines = every if mode == "eager" or self.suite.compiled is None else self.suite.compiled
+        return self.only({name: make for name, make in every.items() if self.subjects or name in headlines})
+
+    def only(self, contenders: dict[str, MakeContender]) -> dict[str, MakeContender]:
+        """Those that are asked for, beside the unpatched.
+
+        Raises:
+            ValueError: If there is none of this name.
+        """
+        unknown = [name for name in self.subjects if name not in contenders]
+        if unknown:
+            raise ValueError(f"subject is {unknown[0]!r}; expected one of {list(contenders)}")
+        chosen = {"unpatched", *(self.subjects or contenders)}
+        return {name: make for name, make in contenders.items() if name in chosen}
 
 
 def plan_jobs(setting: Setting, levels: Sequence[str], cases: Sequence[str]) -> list[Job]:
@@ -137,7 +159,7 @@ def _model_jobs(setting: Setting, cases: Sequence[str]) -> Iterator[Job]:
 
 def _race_network(setting: Setting, name: str, mode: str) -> list[Row]:
     contenders = network_contenders(networks.NETWORKS[name], setting.device, setting.suite.dtype)
-    return race(contenders, mode, repeats=min(setting.repeats, 5), device=setting.device)
+    return race(setting.only(contenders), mode, repeats=min(setting.repeats, 5), device=setting.device)
 
 
 def _pipeline_jobs(setting: Setting, cases: Sequence[str]) -> Iterator[Job]:
@@ -147,7 +169,13 @@ def _pipeline_jobs(setting: Setting, cases: Sequence[str]) -> Iterator[Job]:
                 level="pipeline",
                 case=arch,
                 mode="",
-                run=partial(pictures.run_pictures, arch=arch, device=setting.device),
+                run=partial(
+                    pictures.run_pictures,
+                    arch=arch,
+                    only=setting.subjects or None,
+                    device=setting.device,
+                    **setting.pictures,
+                ),
             )
 
 

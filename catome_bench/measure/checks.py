@@ -1,4 +1,4 @@
-"""Check the promises of a step that reuses pairs: it never waits for the device, and is bit-reproducible."""
+"""Check the promises of a step that matches nothing: it never waits for the device, and reuse is bit-reproducible."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from catome_bench.measure.contender import MakeContender
+from catome_bench.measure.contender import ALWAYS, MakeContender
 from catome_bench.measure.race import Runner
 from catome_bench.measure.rows import describe
 
 
 def check_reuse(contenders: Mapping[str, MakeContender], mode: str, device: str) -> list[dict[str, Any]]:
-    """Run two reuse steps of every contender that has them, on a GPU with its sync debug mode set to raise.
+    """Run two steps that match nothing of every contender of ours, on a GPU with its sync debug mode set to raise.
 
     Returns:
-        One row for each `subject`: its `mode`; `identical`, whether both steps gave the same bits; `host_reads`,
-        whether one of them waited for the device (None without a GPU, where this cannot be detected); `note`, the
-        error it raised.
+        One row for each `subject`: its `mode`; `identical`, whether both steps gave the same bits (None for a lattice,
+        which moves); `host_reads`, whether one of them waited for the device (None without a GPU, where this cannot be
+        detected); `note`, the error it raised.
     """
     with torch.no_grad(), torch._dynamo.config.patch(recompile_limit=1024):
         return [
@@ -34,21 +34,22 @@ def _check(make: MakeContender, mode: str, device: str) -> list[dict[str, Any]]:
     try:
         with ExitStack() as stack:
             contender = make(stack)
-            return [_compare_two(Runner(contender, mode), device)] if "reuse" in contender.phases else []
+            return [] if contender.phases is ALWAYS else [_compare_two(Runner(contender, mode), device)]
     except Exception as error:
         return [{"identical": None, "host_reads": None, "note": describe(error)}]
 
 
 def _compare_two(runner: Runner, device: str) -> dict[str, Any]:
-    checkpoint, reuse = (runner.subjects()[phase].prepare for phase in ("checkpoint", "reuse"))
-    checkpoint()
+    first, *others = (subject.prepare for subject in runner.subjects().values())
+    repeat = others[-1] if others else first
+    first()
     runner.run()
     on_gpu = torch.device(device).type == "cuda"
     row: dict[str, Any] = {"identical": None, "host_reads": False if on_gpu else None, "note": ""}
     try:
         with _sync_is_an_error(on_gpu):
-            first, second = (_copy(_run_after(reuse, runner)) for _ in range(2))
-        row["identical"] = all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+            once, again = (_copy(_run_after(repeat, runner)) for _ in range(2))
+        row["identical"] = all(torch.equal(a, b) for a, b in zip(once, again, strict=True)) if others else None
     except RuntimeError as error:
         row |= {"host_reads": "synchroniz" in str(error), "note": describe(error)}
     return row

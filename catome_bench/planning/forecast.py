@@ -13,7 +13,7 @@ from torch import nn
 from catome_adapters import SCOPES, MergeRecipe, MergeSite, Prediction, find_sites, predict_site
 from catome_adapters.architectures.unet import is_unet
 from catome_adapters.compatibility import check_attachable
-from catome_adapters.prediction.levels import choose_levels, predict_levels
+from catome_adapters.prediction.levels import choose_levels, predict_levels, with_near_field
 from catome_adapters.prediction.network import blocks_share, network_seconds
 from catome_adapters.prediction.rates import rates_for
 from catome_adapters.prediction.seconds import TYPICAL_BATCH, typical_grid
@@ -79,6 +79,7 @@ def forecast(model: Blueprint, pixels: Pixels, recipe: MergeRecipe, device_type:
     by_network = {name: sites_at(network, pixels, model.scale) for name, network in model.networks.items()}
     # "auto" chooses for the size that the configuration names, as `attach` does.
     own = [site for network in model.networks.values() for site in find_sites(network)]
+    recipe = with_near_field(recipe, own)
     check_attachable(own, recipe)
     network = network_seconds(model.networks.values(), own, recipe, device_type)
     gains = predict_levels(own, recipe, device_type) if recipe.levels == "auto" else {}

@@ -44,7 +44,7 @@ def fixed_share(removed: float, radius: int | None = None, **changes: Any) -> Me
         changes: Other fields of the recipe.
     """
     policy = AdaptiveMerge(threshold=-1, capacity=0.75 - removed, radius=radius, spare="fill")
-    return replace(RECIPES["default"], policy=policy, levels=(1,), **changes)
+    return replace(RECIPES["adaptive"], policy=policy, levels=(1,), **changes)
 
 
 def lattice(stride: int | tuple[int, int], **options: Any) -> MergeRecipe:
@@ -73,11 +73,11 @@ def lattices(arch: Arch) -> dict[str, MergeRecipe]:
 def recipes(arch: Arch) -> dict[str, MergeRecipe]:
     """Our recipes by name; only the DiT has consecutive blocks, for which segments make a difference."""
     joined = {"50 % block, joined": fixed_share(0.5, scope="block", segment=7)} if arch == "dit" else {}
-    default = RECIPES["default"]
+    adaptive = RECIPES["adaptive"]
     return {
-        **{name: RECIPES[name] for name in ("close", "balanced", "fast", "default", "keys", "paper", "todo")},
+        **{name: RECIPES[name] for name in ("close", "balanced", "fast", "adaptive", "keys", "paper", "todo")},
         **lattices(arch),
-        "own cell": replace(default, policy=replace(default.policy, radius=0)),
+        "own cell": replace(adaptive, policy=AdaptiveMerge(radius=0, spare="fill")),
         "25 %": fixed_share(0.25),
         "50 %": fixed_share(0.5),
         "75 %": fixed_share(0.75),

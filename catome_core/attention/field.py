@@ -9,6 +9,8 @@ from catome_core import checks
 from catome_core.grid import TokenGrid
 from catome_core.tiles import Axis
 
+LARGEST_TILE = 16
+
 
 @dataclass(frozen=True)
 class NearField:
@@ -25,7 +27,7 @@ class NearField:
         front: Number of tokens in front of the prefix, such as text.
         back: Number of tokens behind the grid.
         tile: About so many tokens along the height and the width of a tile, and a quarter as many frames. Small tiles
-            have few keys, large ones are faster to gather.
+            have few keys, large ones are faster to gather. None: 16, or a quarter of a grid that is less than 64 long.
 
     Raises:
         TypeError: If a number is not whole, or `grid` is no `TokenGrid`.
@@ -43,19 +45,21 @@ class NearField:
     near: int = 1
     front: int = 0
     back: int = 0
-    tile: int = 16
+    tile: int | None = None
 
     def __post_init__(self) -> None:
         checks.instance("grid", self.grid, TokenGrid, "a TokenGrid")
         for name in ("near", "front", "back"):
             expected = "0 or more cells" if name == "near" else "0 or more tokens"
             object.__setattr__(self, name, checks.integer(name, getattr(self, name), expected, least=0))
-        object.__setattr__(self, "tile", checks.integer("tile", self.tile, "a positive number of tokens", least=1))
+        if self.tile is not None:
+            object.__setattr__(self, "tile", checks.integer("tile", self.tile, "a positive number of tokens", least=1))
 
     @property
     def axes(self) -> list[Axis]:
         """The dimensions of the grid, cut into tiles."""
-        sides = [max(1, self.tile // 4), self.tile, self.tile][-len(self.grid.shape) :]
+        tile = self.tile or max(1, min(LARGEST_TILE, max(self.grid.shape[-2:]) // 4))
+        sides = [max(1, tile // 4), tile, tile][-len(self.grid.shape) :]
         lengths = zip(self.grid.shape, self.grid.strides, sides, strict=True)
         return [Axis.cut(length, stride, _even(length, stride, side), self.near) for length, stride, side in lengths]
 

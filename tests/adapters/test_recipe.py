@@ -259,14 +259,18 @@ def test_todo_is_a_still_quarter_of_the_keys():
 
 
 def test_there_is_one_default():
-    default = RECIPES["default"]
-    assert MergeRecipe() == default
-    assert (default.policy.threshold, default.policy.spare, default.proportional) == (0.7, "fill", True)
-    with attach(class_pipeline()) as session:
-        assert session.recipe is default
+    assert RECIPES["default"] is RECIPES["balanced"]
+    with attach(class_pipeline()) as one, attach(class_pipeline(), "default") as other:
+        assert one.recipe == other.recipe == replace(RECIPES["default"], policy=Lattice())
 
 
-@pytest.mark.parametrize("name", ["default", "paper"])
+def test_recipe_of_ones_own_begins_with_the_adaptive_one():
+    adaptive = RECIPES["adaptive"]
+    assert MergeRecipe() == adaptive
+    assert (adaptive.policy.threshold, adaptive.policy.spare, adaptive.proportional) == (0.7, "fill", True)
+
+
+@pytest.mark.parametrize("name", ["adaptive", "paper"])
 def test_a_recipe_is_attached_by_its_name(name):
     with attach(class_pipeline(), name) as session:
         assert session.recipe is RECIPES[name]
@@ -274,7 +278,9 @@ def test_a_recipe_is_attached_by_its_name(name):
 
 def test_a_name_that_no_recipe_has_names_the_nearest_and_all():
     for look_up in (lambda: RECIPES["defualt"], lambda: attach(class_pipeline(), "defualt")):
-        with pytest.raises(KeyError, match=r"'defualt'; did you mean 'default'\? .*\['balanced', 'close', 'default'"):
+        with pytest.raises(
+            KeyError, match=r"'defualt'; did you mean 'default'\? .*\['adaptive', 'balanced', 'close', 'default'"
+        ):
             look_up()
     with pytest.raises(KeyError, match=r"named 3\. The names are \["):
         RECIPES[3]

@@ -21,7 +21,7 @@ def test_detach_without_a_handle_restores_everything():
     pipe = class_pipeline()
     before, alone = anatomy(pipe.unet), draw(pipe)
     scheduler = set(vars(pipe.scheduler))
-    attach(pipe)
+    attach(pipe, "adaptive")
     draw(pipe)
     detach(pipe)
     assert (anatomy(pipe.unet), set(vars(pipe.scheduler)), sessions(pipe)) == (before, scheduler, [])
@@ -32,7 +32,7 @@ def test_detach_without_a_handle_restores_everything():
 def test_where_nothing_is_attached_nothing_happens(end):
     unet = small_unet()
     detach(unet)
-    attach(unet)
+    attach(unet, "adaptive")
     end(unet)
     detach(unet)
     assert sessions(unet) == []
@@ -40,7 +40,7 @@ def test_where_nothing_is_attached_nothing_happens(end):
 
 def test_sessions_are_found_by_all_that_they_are_at_work_on():
     pipe = class_pipeline()
-    session = attach(pipe)
+    session = attach(pipe, "adaptive")
     block = session.sites[0].block
     for model in (pipe, pipe.unet, torch.compile(pipe.unet), SimpleNamespace(any_name=torch.compile(pipe.unet)), block):
         assert sessions(model) == [session]
@@ -61,7 +61,7 @@ def test_several_sessions_come_in_the_order_of_attach_and_all_end():
 def test_a_session_on_several_networks_leaves_them_all():
     unet = sd_unet()
     pipe = SimpleNamespace(unet=unet, controlnet=controlnet(unet))
-    session = attach(pipe, sites=find_sites(pipe.unet) + find_sites(pipe.controlnet))
+    session = attach(pipe, "adaptive", sites=find_sites(pipe.unet) + find_sites(pipe.controlnet))
     assert sessions(pipe.controlnet) == [session] == sessions(pipe)
     detach(pipe.controlnet)
     assert sessions(unet) == []
@@ -79,7 +79,7 @@ def test_a_session_that_fails_to_end_keeps_no_other_from_it(failing, monkeypatch
 
 def test_the_list_of_sessions_keeps_none_alive():
     unet = small_unet()
-    gone = weakref.ref(attach(unet))
+    gone = weakref.ref(attach(unet, "adaptive"))
     del unet
     gc.collect()
     assert gone() is None

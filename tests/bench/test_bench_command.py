@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from catome_bench.cli import app
 from catome_bench.commands import jobs
 from catome_bench.commands.suites import HEADLINES, SUITES
-from catome_bench.races import blocks, networks, pictures
+from catome_bench.races import blocks, networks
 from catome_core import TokenGrid
 from zoo.tiny_blocks import TINY, TINY_UNET, UNET, contenders_of
 
@@ -95,17 +95,26 @@ def test_the_command_refuses_what_it_does_not_know(small_suite, tmp_path, argume
     assert report is None
 
 
+def test_only_the_subjects_that_are_asked_for_run_beside_the_unpatched(small_suite, tmp_path):
+    chosen = "--level", "block", "--case", "sd15-512", "--subject", "lattice"
+    _, report = run_command(*chosen, output=tmp_path / "out.json")
+    assert {row["subject"] for row in report["tables"][0]["rows"]} == {"unpatched", "lattice"}
+    _, report = run_command(*chosen, "--subject", "lattices", output=tmp_path / "out.json")
+    assert "'lattices'; expected one of ['unpatched'" in report["tables"][0]["note"]
+
+
 @pytest.mark.parametrize(
     ("cases", "drawn_by"), [((), ["unet"]), (("--case", "dit", "--case", "unet"), ["unet", "dit"])], ids=["unet", "all"]
 )
-def test_the_pipeline_level_is_drawn_elsewhere(small_suite, tmp_path, monkeypatch, cases, drawn_by):
-    drawn = pictures.run_pictures
-    few = {"steps": (2,), "images": 1, "size": 16, "only": ["ToDo"]}
-    monkeypatch.setattr(pictures, "run_pictures", lambda **given: drawn(**few, **given))
-    result, report = run_command("--level", "pipeline", *cases, output=tmp_path / "out.json")
+def test_pictures_are_drawn_as_asked_for(small_suite, tmp_path, cases, drawn_by):
+    few = ["--steps", "2", "--images", "1", "--size", "16", "--subject", "ToDo"]
+    result, report = run_command("--level", "pipeline", *few, *cases, output=tmp_path / "out.json")
     assert result.exit_code == 0, result.output
     assert [(table["case"], table["note"]) for table in report["tables"]] == [(arch, "") for arch in drawn_by]
     assert all({row["subject"] for row in table["rows"]} == {"unmerged", "ToDo"} for table in report["tables"])
+    assert {(row["steps"], table["images"], table["size"]) for table in report["tables"] for row in table["rows"]} == {
+        (2, 1, 16)
+    }
     assert {file.name for file in tmp_path.iterdir()} == {"out.json", *(f"out-{arch}.png" for arch in drawn_by)}
 
 

@@ -187,7 +187,7 @@ def test_plan_reads_the_scale_from_the_vae(tmp_path):
 
 def test_plan_of_a_size_at_which_everything_loses_says_so(tmp_path):
     folder(tmp_path / "unet", **TINY_UNET)
-    assert plan(tmp_path, "--device", "cuda").startswith("no gain expected with scope attention on cuda")
+    assert plan(tmp_path, "--device", "cuda").startswith("no gain expected with scope keys and a lattice of 2 on cuda")
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ def rows(results: dict[str, Any]) -> dict[str, dict[str, Any]]:
 def test_every_subject_has_one_row_that_json_takes(results):
     assert json.loads(json.dumps(results, allow_nan=False)) == results
     assert list(rows(results)) == list(variants(3))
-    assert {"tomesd", "ca-tome", "ToDo", "2 steps", "default", "50 %"} <= set(rows(results))
+    assert {"tomesd", "ca-tome", "ToDo", "2 steps", "balanced", "adaptive", "50 %"} <= set(rows(results))
 
 
 def test_the_dit_joins_its_blocks_and_counts_its_own_tokens():

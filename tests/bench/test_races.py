@@ -9,6 +9,7 @@ from catome_bench.measure.checks import check_reuse
 from catome_bench.measure.contender import Contender
 from catome_bench.measure.race import race
 from catome_bench.races import networks
+from catome_bench.races.contenders import LATTICES
 from catome_bench.races.hosts import twin
 from catome_bench.races.kernels import exact, race_kernels
 from catome_bench.races.operations import race_operations, race_windows
@@ -91,7 +92,8 @@ class TestRace:
 class TestChecks:
     def test_reuse_gives_the_same_bits_twice(self):
         rows = check_reuse(contenders_of("unet"), "eager", "cpu")
-        assert {row["subject"]: row["identical"] for row in rows} == dict.fromkeys([*OURS, "ca-tome"], True)
+        reused = dict.fromkeys([*OURS, "ca-tome"], True)
+        assert {row["subject"]: row["identical"] for row in rows} == reused | dict.fromkeys(LATTICES)
         assert all(row["host_reads"] is None for row in rows)
 
     def test_other_bits_are_told(self):

@@ -155,8 +155,9 @@ def test_call_that_gradient_checkpointing_repeats_has_the_anchors_of_its_step():
 @pytest.mark.parametrize(
     ("make", "value", "remedy"),
     [
-        (lambda: Lattice(near=-1), "near is -1", "from 0, or None"),
-        (lambda: Lattice(near=True), "near is True", "from 0, or None"),
+        (lambda: Lattice(near=-1), "near is -1", "from 0, 'auto', or None"),
+        (lambda: Lattice(near=True), "near is True", "from 0, 'auto', or None"),
+        (lambda: Lattice(near="auto").field(GRID), "near is 'auto'", "only attach can decide"),
         (lambda: Lattice(moving="no"), "moving is 'no'", "True or False"),
         (lambda: MovingLattice(Lattice())(TOKENS[:, 1:], GRID), r"\(2, 48, 4\)", "lays out 49"),
     ],

@@ -67,7 +67,7 @@ def _site_or_reason(name: str, block: nn.Module, host: nn.Module, level: int | N
         return SkippedSite(name, "it is not inside down_blocks, mid_block or up_blocks: its grid is unknown")
     if "attentions" not in name.split("."):
         return SkippedSite(name, "it is not one of a block's `attentions`: it may attend over frames")
-    return MergeSite(name, block, attention, host, level=level, layout=LAYOUT)
+    return MergeSite(name, block, attention, host, level=level, layout=LAYOUT, looks_near=False)
 
 
 def level_at(model: nn.Module, path: str) -> int | None:

@@ -10,7 +10,7 @@ from catome_adapters.hooks.forward import ForwardState
 from catome_adapters.hooks.memory import SiteMemory
 from catome_adapters.records import SitePlan
 from catome_adapters.sites.site import MergeSite
-from catome_core import Lattice, MergePlan, MovingLattice, NearField, TokenGrid
+from catome_core import Lattice, MergePlan, MovingLattice, TokenGrid
 
 
 class SiteLattice(SiteMemory):
@@ -55,7 +55,7 @@ def needs_of_call(needs: AttentionNeeds, state: ForwardState, site: MergeSite, p
     text = keys - state.length
     front = state.front + (text if site.layout.text_side == "front" else 0)
     alone = keys == grid.tokens and cells_are_equal(grid)
-    near = None if lattice.near is None else NearField(grid, lattice.near, front, keys - front - grid.tokens)
+    near = lattice.field(grid, front, keys - front - grid.tokens)
     return needs._replace(proportional=needs.proportional and not alone, near=near)
 
 
@@ -77,4 +77,5 @@ def keys_left_out(lattice: Lattice, grid: TokenGrid) -> int:
         >>> keys_left_out(Lattice(), TokenGrid((8, 8))), keys_left_out(Lattice(near=8), TokenGrid((8, 8)))
         (48, 0)
     """
-    return grid.sources if lattice.near is None else grid.tokens - NearField(grid, lattice.near).keys
+    field = lattice.field(grid)
+    return grid.sources if field is None else grid.tokens - field.keys

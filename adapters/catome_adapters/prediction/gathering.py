@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from catome_adapters.prediction.rates import DeviceRates
 from catome_adapters.sites.weights import SiteWeights
-from catome_core import AdaptiveMerge, Lattice, NearField, TokenGrid
+from catome_core import AdaptiveMerge, Lattice, TokenGrid
 
 GATHER_LAUNCHES, GATHER_BEHIND_LAUNCHES, NEAR_LAUNCHES = 5, 7, 31
 """Operations that a call adds which gathers its keys before their projections, behind them, or for tiles with a near
@@ -26,8 +26,8 @@ def gather_seconds(lattice: Lattice, weights: SiteWeights, grid: TokenGrid, batc
         >>> gather_seconds(Lattice(), weights, TokenGrid((8, 8)), 1, rates)
         0.001024
     """
-    if lattice.near is not None:
-        field = NearField(grid, lattice.near)
+    field = lattice.field(grid)
+    if field is not None:
         # Keys and values of the tiles, their queries, and what these attend to.
         numbers, launches = 2 * (field.tiles * field.keys + grid.tokens) * weights.width, NEAR_LAUNCHES
     elif weights.takes_keys:

@@ -33,6 +33,7 @@ class MergeSite:
         other_attentions: Further self-attention over the same tokens inside the block.
         denoises: Whether the model is called once per denoising step; False for a model that is called once per input.
         network: The network that runs the blocks, where it is not the host.
+        looks_near: Whether its self-attention looks at near tokens above all; in a UNet convolutions do that.
     """
 
     name: str
@@ -48,6 +49,7 @@ class MergeSite:
     other_attentions: tuple[nn.Module, ...] = ()
     denoises: bool = True
     network: nn.Module | None = None
+    looks_near: bool = True
 
     def __post_init__(self) -> None:
         inside = list(self.block.modules())

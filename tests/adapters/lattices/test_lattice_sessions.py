@@ -7,7 +7,7 @@ import torch
 from diffusers.models import attention_dispatch
 from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 
-from catome_adapters import MergeRecipe, attach, predict_site
+from catome_adapters import RECIPES, MergeRecipe, attach, predict_site
 from catome_adapters.prediction import rates
 from catome_adapters.prediction.rates import DeviceRates
 from catome_core import Lattice, NearField, TokenGrid
@@ -45,8 +45,15 @@ def test_share_that_a_query_does_not_see_leaves_out_the_near_field():
         session.begin_step(0, TOTAL)
         case.model.call(network, size=case.size)
         (share,) = {row.merged_fraction for row in session.summary().rows}
-    assert share == 1 - NearField(grid, 1).keys / grid.tokens
+    assert share == pytest.approx(1 - NearField(grid, 1).keys / grid.tokens)
     assert 0 < share < 0.75
+
+
+@pytest.mark.parametrize(("name", "near"), [("SD", None), ("Flux", 1), ("PixArt", 1)])
+def test_recipes_leave_the_near_field_to_the_network(name, near):
+    network = (SD if name == "SD" else ARCHITECTURES[name]).network()
+    with attach(network, replace(RECIPES["balanced"], levels="all")) as session:
+        assert session.recipe.policy == Lattice(near=near)
 
 
 @torch.no_grad()

@@ -58,7 +58,7 @@ def test_attention_to_text_is_left_out_and_reported():
 def test_pipeline_of_sdxl_draws_at_its_own_level():
     pipe = sdxl_pipeline()
     unpatched = picture(pipe)
-    with attach(pipe, RECIPES["default"]) as session:
+    with attach(pipe, RECIPES["adaptive"]) as session:
         assert {site.level for site in session.sites} == {2}
         merged = picture(pipe)
     assert merged.isfinite().all() and not torch.equal(merged, unpatched)

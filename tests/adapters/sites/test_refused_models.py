@@ -78,7 +78,7 @@ def test_what_is_no_model_is_refused(nonsense):
 
 @pytest.mark.parametrize("recipe", [7, AdaptiveMerge(), None])
 def test_what_is_no_recipe_is_refused(recipe):
-    with pytest.raises(TypeError, match=r"such as one of RECIPES: \['balanced', 'close', 'default'"):
+    with pytest.raises(TypeError, match=r"such as one of RECIPES: \['adaptive', 'balanced', 'close', 'default'"):
         attach(sd_unet(), recipe)
 
 

@@ -88,12 +88,12 @@ def test_every_call_within_a_checkpoint_step_recomputes():
     ],
 )
 def test_a_step_that_is_none_of_the_run_is_refused(step, total, message):
-    with attach(small_unet()) as session, pytest.raises((TypeError, ValueError), match=f"^{message}"):
+    with attach(small_unet(), "adaptive") as session, pytest.raises((TypeError, ValueError), match=f"^{message}"):
         session.begin_step(step, total)
 
 
 def test_a_step_may_come_from_another_library():
-    with attach(small_unet()) as session:
+    with attach(small_unet(), "adaptive") as session:
         session.begin_step(torch.tensor(2), np.int64(10))
         assert repr(session).endswith("step=2 of 10)")
 

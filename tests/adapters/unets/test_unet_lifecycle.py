@@ -32,7 +32,7 @@ def recipe(merging) -> MergeRecipe:
 
 def test_report_names_every_block_attached_or_not(subject):
     blocks = {name for name, module in subject.network.named_modules() if isinstance(module, BasicTransformerBlock)}
-    with attach(subject.source) as session:
+    with attach(subject.source, "adaptive") as session:
         attached, _, left_out = session.report().partition("not attached, level")
         names = {site.name for site in session.sites}
         assert set() < names < blocks
@@ -92,7 +92,7 @@ def test_attached_again_is_the_same_as_the_first_time(subject, recipe):
 
 
 def test_second_session_is_refused_and_leaves_the_first_alone(subject):
-    with attach(subject.source):
+    with attach(subject.source, "adaptive"):
         before = anatomy(subject.network)
         with pytest.raises(RuntimeError, match=r"call its detach\(\) first"):
             attach(subject.source, MergeRecipe(scope="block"))

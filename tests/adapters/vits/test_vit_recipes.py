@@ -23,7 +23,7 @@ def test_recipe_for_vits_is_one_line(vit, network):
 @pytest.mark.parametrize(
     ("recipe", "reason"),
     [
-        (RECIPES["default"], "policy.capacity is None"),
+        (RECIPES["adaptive"], "policy.capacity is None"),
         (RECIPES["paper"], "policy.capacity is None"),
         (replace(RECIPES["vit"], metric="output"), "metric='output' merges after the first step"),
         (replace(RECIPES["vit"], during=(0.2, 1.0)), "during is a part of the run"),
