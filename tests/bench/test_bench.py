@@ -111,7 +111,7 @@ def test_demo_of_a_picture_too_small_to_merge_says_so(tmp_path, monkeypatch):
     monkeypatch.setitem(rates.DEVICE_RATES, "cpu", MERGING_COSTS)
     titles = []
     monkeypatch.setattr(Axes, "set_title", lambda axis, title: titles.append(title))
-    arguments = ["demo", "--steps", "2", "--images", "1", "--size", "24"]
+    arguments = ["demo", "--recipe", "adaptive", "--steps", "2", "--images", "1", "--size", "24"]
     result = CliRunner().invoke(app, [*arguments, "--output", str(tmp_path), "--device", "cpu"], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     report = json.loads((tmp_path / "results.json").read_text())
