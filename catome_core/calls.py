@@ -84,6 +84,11 @@ def has_values(tokens: Tensor) -> bool:
     return torch.compiler.is_dynamo_compiling() or not (tokens.is_meta or _is_fake(tokens))
 
 
+def is_captured(tokens: Tensor) -> bool:
+    """Whether a call with these tokens becomes a CUDA graph: nothing can be read, and memory is filled later."""
+    return tokens.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
 def refuse_jit_trace() -> None:
     """Raise RuntimeError within `torch.jit.trace`, for which every size of a tensor is a tensor."""
     if torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]

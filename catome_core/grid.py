@@ -134,11 +134,15 @@ def choose_destinations(
         offsets = offsets.to(device)
     cells = unravel(grid.cells, torch.arange(grid.destinations, device=device))
     corners = [cell * stride for cell, stride in zip(cells, grid.strides, strict=True)]
-    # Partial cells are smaller; all in Python numbers, since a tensor made of them would be copied to the device.
-    bounds = zip(grid.shape, corners, grid.strides, strict=True)
-    extents = [(length - corner).clamp_max(stride) for length, corner, stride in bounds]
-    within = unravel(extents, offsets)
+    within = unravel(cell_extents(grid, cells), offsets)
     return ravel(grid.shape, [corner + inner for corner, inner in zip(corners, within, strict=True)])
+
+
+def cell_extents(grid: TokenGrid, cells: Sequence[Tensor]) -> list[Tensor]:
+    """Tokens along each dimension of the cells with these coordinates (...); partial cells are smaller."""
+    # All in Python numbers, since a tensor made of them would be copied to the device.
+    dimensions = zip(grid.shape, cells, grid.strides, strict=True)
+    return [(length - cell * stride).clamp_max(stride) for length, cell, stride in dimensions]
 
 
 def first_offsets(

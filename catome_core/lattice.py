@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from catome_core import checks
 from catome_core.attention.field import NearField
-from catome_core.calls import CallMemory, has_values, refuse_jit_trace
+from catome_core.calls import CallMemory, has_values, is_captured, refuse_jit_trace
 from catome_core.dither import dither_offsets
-from catome_core.grid import TokenGrid, choose_destinations, ravel, unravel
+from catome_core.grid import TokenGrid, cell_extents, choose_destinations, ravel, unravel
 from catome_core.matching import check_tokens
 from catome_core.planning import MergePlan
 
@@ -102,7 +102,8 @@ def lattice_plan(
     tokens = unravel(grid.shape, torch.arange(grid.area, device=anchors.device))
     cells = ravel(grid.cells, [place // stride for place, stride in zip(tokens, grid.strides, strict=True)])
     slot = torch.cat([prefix, grid.prefix + cells])
-    size = torch.cat([torch.ones_like(prefix), _tokens_of_cells(grid, anchors.device)])
+    each = unravel(grid.cells, torch.arange(grid.destinations, device=anchors.device))
+    size = torch.cat([torch.ones_like(prefix), torch.stack(cell_extents(grid, each)).prod(0)])
     return MergePlan(slot[None], size[None], torch.cat([prefix, grid.prefix + anchors])[None])
 
 
@@ -160,7 +161,7 @@ class MovingLattice(nn.Module):
         self.move_to(0)
 
     def _plan(self, tokens: Tensor, grid: TokenGrid) -> MergePlan:
-        if not has_values(tokens):
+        if not has_values(tokens) or is_captured(tokens):
             return _plan_at(self.lattice, grid, self.step.to(tokens.device))
         if self.step.device != tokens.device:
             self.step = self.step.to(tokens.device)
@@ -180,11 +181,3 @@ def _all_plans(lattice: Lattice, grid: TokenGrid, device: torch.device) -> tuple
     with torch.inference_mode(False):
         plans = [_plan_at(lattice, grid, step, device) for step in range(steps)]
         return plans[0], torch.cat([plan.anchor for plan in plans])
-
-
-def _tokens_of_cells(grid: TokenGrid, device: torch.device) -> Int[Tensor, "destinations"]:
-    sizes = torch.ones(grid.destinations, dtype=torch.int64, device=device)
-    cells = unravel(grid.cells, torch.arange(grid.destinations, device=device))
-    for length, cell, stride in zip(grid.shape, cells, grid.strides, strict=True):
-        sizes = sizes * (length - cell * stride).clamp_max(stride)
-    return sizes

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from catome_core.calls import is_captured
 from catome_core.capacity import LADDER, choose_rung, count_demand
 from catome_core.grid import TokenGrid, choose_destinations, first_offsets
 from catome_core.matching import Match
@@ -45,7 +46,7 @@ def recompute(
     destinations = choose_destinations(grid, offsets)
     match = policy.match(tokens.detach(), grid, destinations)
     # With "fill" there is no padding, and without a capacity nothing merges.
-    if trim and capacity is None and policy.spare == "pad" and _can_read(tokens):
+    if trim and capacity is None and policy.spare == "pad" and not is_captured(tokens):
         capacity = choose_rung(LADDER, int(count_demand(match, policy.threshold)), grid)
     return Recomputed(destinations, match, policy.plan(match, grid, capacity, destinations))
 
@@ -70,8 +71,3 @@ def copy_plan(plan: MergePlan) -> MergePlan:
     """The plan and its index in memory of their own: what autograd saves must not be overwritten."""
     index = None if plan.route is None else PlanIndex(*(part.clone() for part in plan.route))
     return plan.clone()._replace(route=index)
-
-
-def _can_read(tokens: Tensor) -> bool:
-    """A captured CUDA graph cannot read from the device."""
-    return not (tokens.is_cuda and torch.cuda.is_current_stream_capturing())

@@ -141,7 +141,8 @@ def _draw(
 
 def _removed_at_top(session: MergeSession) -> list[float]:
     rows = session.summary().rows
-    return [row.merged_fraction for row in rows if row.tokens == max(row.tokens for row in rows)]
+    most = max(row.tokens for row in rows)
+    return [row.merged_fraction for row in rows if row.tokens == most]
 
 
 @contextmanager

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from catome_core.attention.field import NearField
-from catome_core.calls import has_values
-from catome_core.grid import Coordinates, ravel, unravel
+from catome_core.calls import has_values, is_captured
+from catome_core.grid import Coordinates, cell_extents, ravel, unravel
 from catome_core.tiles import Axis, cross, index_in_tiles
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class FieldIndex(NamedTuple):
 
 def index_field(field: NearField, tokens: Tensor) -> FieldIndex:
     """The index for a call with these tokens: computed in compiled code, else kept from call to call."""
-    if torch.compiler.is_compiling() or not has_values(tokens) or _is_captured(tokens):
+    if torch.compiler.is_compiling() or not has_values(tokens) or is_captured(tokens):
         return _index_field(field, tokens.device)
     return _kept_index(field, tokens.device)
 
@@ -92,17 +92,9 @@ def _cells_beyond(axes: list[Axis], first: Coordinates) -> Coordinates:
 
 def _bias(field: NearField, near: Coordinates, far: Coordinates) -> Float32[Tensor, "1|tiles 1 1 keys"]:
     within = [position < axis.length for position, axis in zip(near, field.axes, strict=True)]
-    sizes = [
-        (axis.length - cell * axis.stride).clamp_max(axis.stride) for cell, axis in zip(far, field.axes, strict=True)
-    ]
-    near_size, far_size = torch.stack(within).all(0).long(), torch.stack(sizes).prod(0)
+    near_size, far_size = torch.stack(within).all(0).long(), torch.stack(cell_extents(field.grid, far)).prod(0)
     outside = near_size.new_ones(1).expand(field.tiles, field.outside)
     size = torch.cat([outside, near_size, far_size], 1)
     if all(axis.length % axis.stride == 0 for axis in field.axes):
         size = size[:1]
     return size[:, None, None].float().log()
-
-
-def _is_captured(tokens: Tensor) -> bool:
-    """Whether the memory belongs to a CUDA graph, which fills it when it runs."""
-    return tokens.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
