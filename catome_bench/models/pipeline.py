@@ -132,7 +132,7 @@ class ClassPipeline(DiffusionPipeline):
     ) -> Tensor:
         batch = latents if guidance_scale == 1 else torch.cat([latents, latents])
         batch = self.scheduler.scale_model_input(batch, timestep)
-        noise = self.network(batch, timestep.expand(len(batch)), **conditions, return_dict=False)[0]
+        noise = self.network(batch, timestep[None], **conditions, return_dict=False)[0]
         if guidance_scale == 1:
             return noise
         unconditional, conditional = noise.chunk(2)
