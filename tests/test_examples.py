@@ -1,6 +1,7 @@
 """The very code of `examples/`, on tiny models."""
 
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +20,13 @@ FEW = {"num_inference_steps": 2}
 CAT = LATENT | SQUARE | FEW | {"prompt": "a cat"}
 FLUX = PIPELINES["Flux, guidance distilled"].options | FEW
 READERS = {"timm": (features.timm_features, VITS["ViT"]), "DINOv2": (features.dinov2_features, ENCODERS["Dinov2Model"])}
+
+
+def test_every_example_is_short_and_run_here():
+    modules = (features, flux, own_block, sdxl, serving, wan)
+    files = {Path(module.__file__) for module in modules}
+    assert files == set(Path(sdxl.__file__).parent.glob("*.py"))
+    assert all(file.read_text().count("\n") <= 40 for file in files)
 
 
 def test_sdxl_draws_another_picture_and_says_where_keys_are_left_out(capsys):
