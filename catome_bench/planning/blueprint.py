@@ -14,7 +14,7 @@ from torch import nn
 
 from catome_adapters.architectures.find import NETWORKS
 from catome_bench.measure.rows import describe
-from catome_bench.models.pipeline import SHIPPED
+from catome_bench.models.weights import SHIPPED
 from catome_bench.planning.vae import SCALES, TYPICAL_SCALE, vae_scale
 
 Sides = tuple[int | None, int | None]
