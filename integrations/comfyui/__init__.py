@@ -6,7 +6,7 @@ NODE_CLASS_MAPPINGS: dict[str, type] = {}
 NODE_DISPLAY_NAME_MAPPINGS: dict[str, str] = {}
 
 try:
-    import catome_adapters  # noqa: F401
+    from .node import CaTome
 except ImportError as error:
     logging.getLogger("catome").error(
         "The node CA-ToMe is not available: %s. Install catome into the Python that runs ComfyUI, with "
@@ -14,8 +14,6 @@ except ImportError as error:
         error,
     )
 else:
-    from .node import CaTome
-
     NODE_CLASS_MAPPINGS["CaTome"] = CaTome
     NODE_DISPLAY_NAME_MAPPINGS["CaTome"] = "CA-ToMe"
 

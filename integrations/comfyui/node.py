@@ -105,7 +105,7 @@ def after_attention(out: Tensor, extra_options: dict[str, Any]) -> Tensor:
 
 def _wrapper_types() -> tuple[str, str]:
     try:
-        from comfy.patcher_extension import WrappersMP
+        from comfy.patcher_extension import WrappersMP  # pyright: ignore[reportMissingImports]
 
         return WrappersMP.OUTER_SAMPLE, WrappersMP.CALC_COND_BATCH
     except (ImportError, AttributeError) as error:

@@ -325,6 +325,8 @@ def test_percents_that_leave_nothing_are_refused(model):
 
 
 def test_without_catome_the_node_is_missing_and_the_console_says_how_to_get_it(monkeypatch, caplog):
+    for name in [name for name in sys.modules if name.startswith(f"{NODE.__name__}.")]:
+        monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "catome_adapters", None)
     module = load_node()
     assert (module.NODE_CLASS_MAPPINGS, module.NODE_DISPLAY_NAME_MAPPINGS) == ({}, {})
