@@ -19,7 +19,7 @@ class Settings:
     """The inputs of the node.
 
     Args:
-        recipe: How to merge; without near fields, which the patches of the host cannot have.
+        recipe: How to merge. A lattice has no near field, as on every UNet.
         min_tokens: Self-attention of fewer tokens is left alone.
         start_percent: From which part of the sampling on tokens merge, as in all nodes of the host.
         end_percent: Until which part.
@@ -52,10 +52,8 @@ def choose_recipe(name: str, share: str) -> MergeRecipe:
     A lattice has cells of as many tokens. Of merged tokens, half of those left are destinations, the others are kept.
     """
     recipe, parts = RECIPES[name], SHARES[share]
-    if isinstance(recipe.policy, Lattice):
-        # What "auto" stands for on a UNet, whose self-attention looks everywhere.
-        recipe = replace(recipe, policy=replace(recipe.policy, near=None))
-        return recipe if parts is None else replace(recipe, stride=CELLS[parts])
     if parts is None:
         return recipe
+    if isinstance(recipe.policy, Lattice):
+        return replace(recipe, stride=CELLS[parts])
     return replace(recipe, stride=CELLS[2 * parts], policy=replace(recipe.policy, capacity=1 / (2 * parts)))

@@ -219,6 +219,18 @@ def test_pairs_are_reused_between_checkpoints(model):
     assert reused == [REUSE]
 
 
+def test_capacity_is_read_from_the_device_after_checkpoints_only(model, monkeypatch):
+    fit, fitted, guider = NODE.memories.fit_capacity, [], Guider(patch(model, recipe="keys"))
+
+    def count(caches):
+        fitted.append(guider.evaluations)
+        return fit(caches)
+
+    monkeypatch.setattr(NODE.memories, "fit_capacity", count)
+    guider.sample(SIGMAS)
+    assert fitted == [step for step in range(1, 7) if step - 1 != REUSE]
+
+
 @pytest.fixture
 def run():
     """A run of ten steps that has begun no step."""
