@@ -135,13 +135,13 @@ def _to_int(value: Any) -> int | None:
 def _to_float(value: Any) -> float | None:
     if isinstance(value, bool):
         return None
-    if isinstance(value, int | float):
+    if isinstance(value, (int, float)):
         return value
     return float(value) if isinstance(value, Real) else None
 
 
 def _items(name: str, value: Any, expected: str, lengths: Sequence[int]) -> tuple[object, ...]:
-    if not hasattr(value, "__len__") or isinstance(value, str | Mapping):
+    if not hasattr(value, "__len__") or isinstance(value, (str, Mapping)):
         raise TypeError(_message(name, value, expected))
     items: tuple[object, ...] = tuple(value)
     if lengths and len(items) not in lengths:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from math import ceil, prod
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,7 +15,8 @@ if TYPE_CHECKING:
     from jaxtyping import Int
 
 
-class Axis(NamedTuple):
+@dataclass(frozen=True)
+class Axis:
     """One dimension of the grid, cut into tiles; at the border a tile and its window are shifted inwards as a whole.
 
     Attributes:

@@ -155,7 +155,7 @@ class InterceptAttention(TorchFunctionMode):
 
 def bind_fused(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """The arguments of `scaled_dot_product_attention` by name; a builtin has no signature to bind them by."""
-    return dict(zip(FUSED_ARGUMENTS, args, strict=False)) | kwargs
+    return dict(zip(FUSED_ARGUMENTS[: len(args)], args, strict=True)) | kwargs
 
 
 def _check_field(field: NearField, plan: MergePlan, merge_keys: bool) -> None:
