@@ -102,10 +102,10 @@ def _match_everywhere(rows: UnitRows, sources: Tensor, destinations: Tensor, sha
 
 
 def _best_of_band(rows: UnitRows, sources: Tensor, chunks: Sequence[Tensor], shared: bool) -> Match:
-    unit, first = rows(sources), 0
+    unit, first = rows.unit(sources), 0
     best = None
     for chunk in chunks:
-        score, target = cosines(unit, rows(chunk), shared).max(-1)
+        score, target = cosines(unit, rows.unit(chunk), shared).max(-1)
         found = Match(score, target + first)
         best = found if best is None else _better(found, best)
         first += len(chunk)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -11,7 +12,8 @@ if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Float32, Int
 
 
-class UnitRows(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class UnitRows:
     """Tokens as unit vectors, made when needed: no float32 copy of all tokens ever exists.
 
     Attributes:
@@ -35,7 +37,7 @@ class UnitRows(NamedTuple):
             largest = torch.maximum(tokens.amax(-1), -tokens.amin(-1))
         return cls(tokens, largest.to(torch.promote_types(tokens.dtype, torch.float32)), prefix, max_elements)
 
-    def __call__(self, positions: Int[Tensor, "..."]) -> Float32[Tensor, "batch ... channels"]:
+    def unit(self, positions: Int[Tensor, "..."]) -> Float32[Tensor, "batch ... channels"]:
         """Unit vectors of grid positions."""
         positions = self.prefix + positions
         # Scaled first, since the squares of large numbers are infinite and those of small ones zero. What is not finite

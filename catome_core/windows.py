@@ -53,7 +53,7 @@ def _best_in_windows(
 ) -> tuple[Tensor, Tensor]:
     """Score and target (plans, tiles, members) for every token of the tiles."""
     cells = ravel(grid.cells, tiles.window)
-    similarity = cosines(rows(ravel(grid.shape, tiles.tokens)), rows(destinations[cells]), shared)
+    similarity = cosines(rows.unit(ravel(grid.shape, tiles.tokens)), rows.unit(destinations[cells]), shared)
     for token, cell, stride in zip(tiles.tokens, tiles.window, grid.strides, strict=True):
         far = (token[:, :, None] // stride - cell[:, None]).abs() > radius
         similarity = similarity.masked_fill(far, -torch.inf)
