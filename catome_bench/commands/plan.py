@@ -58,7 +58,7 @@ def print_plan(
 
 def verdict(result: Forecast, name: str) -> str:
     """What to expect of the recipe of this name, where to attach, and what that costs beside time."""
-    attach = f"attach at level{'s' if len(result.levels) > 1 else ''} {', '.join(map(str, result.levels))}"
+    attach = f"attach at {_levels(result)}"
     if not SCOPES[result.recipe.scope].predictable:
         return f"{name!r} merges on from block to block, which figures of one block do not show; {attach}"
     if not result.merging:
@@ -94,11 +94,14 @@ def closing_lines(result: Forecast) -> list[str]:
     """The ceiling of the whole model, at the chosen levels and at all levels."""
     sites = [one.site for one in result.sites]
     chosen = [site for site in sites if site.level in result.levels]
-    levels = ", ".join(map(str, result.levels))
     return [
-        f"the model's ceiling, level {levels}: {_ceilings(result, chosen)}",
+        f"the model's ceiling, {_levels(result)}: {_ceilings(result, chosen)}",
         f"the model's ceiling, all levels: {_ceilings(result, sites)}",
     ]
+
+
+def _levels(result: Forecast) -> str:
+    return f"level{'s' if len(result.levels) > 1 else ''} {', '.join(map(str, result.levels))}"
 
 
 def _what_is_left(result: Forecast) -> str:

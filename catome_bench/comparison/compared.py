@@ -14,7 +14,7 @@ from catome_bench.comparison.measured import UNITS, Measured
 from catome_bench.files import whole_file
 from catome_bench.views.comparison import render_comparison, save_picture, side_by_side, to_text
 
-RULE = "keep: something merges, it takes no longer than unmerged in the median of the calls, and it passes the gate"
+RULE = "keep: in the median of the calls it is faster than unmerged, by 1 % or more, and it passes the gate"
 WITHOUT_LPIPS = (
     "LPIPS is left out: its networks are published as pickles only, and nothing but safetensors is loaded here"
 )
@@ -115,11 +115,16 @@ def check_gate(gate: Mapping[str, float]) -> dict[str, float]:
 def _verdict(row: Measured, gate: Mapping[str, float]) -> str:
     if not row.merged or row.psnr is None:
         return f"{row.name}: nothing merges at this size: drop"
-    speed, psnr = row.speedup.median, row.psnr.median
-    pace = f"{speed:.2f}x faster" if speed >= 1 else f"{1 / speed:.2f}x slower"
+    speed, psnr = round(row.speedup.median, 2), row.psnr.median
     likeness = "with the same pictures" if psnr == float("inf") else f"at {psnr:.1f} dB"
-    faults = row.failures(gate) + (["it is slower"] if speed < 1 else [])
-    return f"{row.name}: {pace} {likeness}: {'drop, since ' + ' and '.join(faults) if faults else 'keep'}"
+    faults = row.failures(gate) + (["it is no faster"] if speed <= 1 else [])
+    return f"{row.name}: {_pace(speed)} {likeness}: {'drop, since ' + ' and '.join(faults) if faults else 'keep'}"
+
+
+def _pace(speed: float) -> str:
+    if speed == 1:
+        return "as fast"
+    return f"{speed:.2f}x faster" if speed > 1 else f"{1 / speed:.2f}x slower"
 
 
 def _files(index: int, row: Measured) -> dict[str, Tensor]:
