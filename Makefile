@@ -3,8 +3,9 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 JOBS ?= 2
+VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' catome/__init__.py)
 
-.PHONY: demo test lint types docs matrix endurance clean
+.PHONY: demo test lint types docs matrix endurance lowest build check publish clean
 
 demo: $(VENV)/.bench
 	$(BIN)/catome demo $(DEMO)
@@ -29,8 +30,39 @@ matrix: $(VENV)/.dev
 endurance: $(VENV)/.dev
 	PYTHONPATH=tests $(BIN)/python benchmarks/endurance.py
 
+# The tests with the lowest versions that pyproject.toml allows, in an environment of its own.
+lowest:
+	mkdir -p $(VENV)-lowest
+	PYTHONPATH=tests $(PYTHON) -m tools.lowest > $(VENV)-lowest/constraints.txt
+	PIP_CONSTRAINT=$(abspath $(VENV)-lowest/constraints.txt) $(MAKE) test VENV=$(VENV)-lowest
+
+# The code as sources and wheel, the weights as a wheel: they lie outside of the folder that builds them.
+build: $(VENV)/.release
+	rm -rf dist
+	$(BIN)/python -m build .
+	$(BIN)/python -m build --wheel --outdir dist weights
+
+# Both must install and import where nothing else is installed.
+check: build
+	$(BIN)/twine check --strict dist/*
+	PYTHONPATH=tests $(BIN)/python -m tools.wheel dist/*.whl
+	$(PYTHON) -m venv --clear $(VENV)/empty
+	$(VENV)/empty/bin/pip install --quiet --no-deps dist/*.whl
+	$(VENV)/empty/bin/python -I -c "import catome, catome_weights; print(catome.__version__, *catome.__all__)"
+
+# Everything before the upload, and a list of what is left to do by hand.
+publish: check
+	@ls -l dist
+	@echo 'Left to do:'
+	@echo '1. CHANGELOG.md: the day instead of "unreleased". README.md: no relative link or picture, which PyPI cannot show.'
+	@echo '2. make lint types docs test lowest'
+	@echo '3. A signed tag: git tag -s v$(VERSION) && git push --tags'
+	@echo '4. Signatures: gpg --armor --detach-sign of each file in dist, for the release page.'
+	@echo '5. The weights, if their version is new: $(BIN)/twine upload dist/catome_weights-*'
+	@echo '6. The code: $(BIN)/twine upload dist/catome-*'
+
 clean:
-	rm -rf $(VENV) site catome-demo
+	rm -rf $(VENV) $(VENV)-lowest dist site catome-demo
 
 $(VENV)/.%: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

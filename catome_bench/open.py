@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +60,9 @@ def open_pipeline(model: str, device: str = "cpu", dtype: torch.dtype = torch.fl
         raise ValueError(f"{model} has no model_index.json; pass a folder that save_pretrained of a pipeline wrote")
     offline = "" if folder.is_dir() else reason_offline(model)
     try:
-        pipe = _load(model, dtype, local_files_only=bool(offline))
+        pipe = DiffusionPipeline.from_pretrained(
+            model, dtype=dtype, use_safetensors=True, local_files_only=bool(offline)
+        )
     except Exception as error:
         if folder.is_dir():
             raise ValueError(f"{model} cannot be opened: {describe(error)}") from error
@@ -70,10 +71,3 @@ def open_pipeline(model: str, device: str = "cpu", dtype: torch.dtype = torch.fl
             f"({offline or describe(error)}); pass one of these"
         ) from error
     return pipe.to(device)
-
-
-def _load(model: str, dtype: torch.dtype, **options: Any) -> DiffusionPipeline:
-    with warnings.catch_warnings():
-        # Newer versions of diffusers call it dtype, and older ones know no other name.
-        warnings.filterwarnings("ignore", ".*torch_dtype", FutureWarning)
-        return DiffusionPipeline.from_pretrained(model, torch_dtype=dtype, use_safetensors=True, **options)

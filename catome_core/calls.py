@@ -79,7 +79,8 @@ def has_values(tokens: Tensor) -> bool:
         >>> has_values(torch.ones(2)), has_values(torch.ones(2, device="meta"))
         (True, False)
     """
-    if torch.compiler.is_exporting():
+    # Not `is_exporting()`: before torch 2.14 it is True in all compiled code.
+    if torch.compiler._is_exporting_flag:  # pyright: ignore[reportPrivateUsage]
         return False
     return torch.compiler.is_dynamo_compiling() or not (tokens.is_meta or _is_fake(tokens))
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("catome_core", "catome_adapters")
+PACKAGES = ("catome", "catome_core", "catome_adapters")
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 INSIDE = {
@@ -19,7 +19,9 @@ INSIDE = {
 }
 """Modules behind the faces, and the pages that may import from them."""
 
-IMPORT = re.compile(r"^(?:>>> |\.\.\. )?\s*from (catome_(?:core|adapters)\S*) import (\([^)]*\)|.*)$", re.MULTILINE)
+IMPORT = re.compile(
+    r"^(?:>>> |\.\.\. )?\s*from (catome(?:_(?:core|adapters)\S*)?) import (\([^)]*\)|.*)$", re.MULTILINE
+)
 
 
 def name_of(page: Path) -> str:
@@ -27,8 +29,9 @@ def name_of(page: Path) -> str:
 
 
 def documented(package: str) -> list[str]:
-    """The paths of a package's page in the reference."""
-    return re.findall(r"^::: (\S+)$", (ROOT / "docs" / "api" / f"{package}.md").read_text(), re.MULTILINE)
+    """The paths that a package's page in the reference shows, or links to."""
+    page = (ROOT / "docs" / "api" / f"{package}.md").read_text()
+    return re.findall(r"^(?:::: |- .*\]\(catome_\w+\.md#)([\w.]+)", page, re.MULTILINE)
 
 
 def imports(page: Path) -> Iterator[tuple[str, list[str]]]:

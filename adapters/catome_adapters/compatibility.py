@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import nn
@@ -11,19 +10,11 @@ from torch import nn
 from catome_adapters.hooks.attention import is_enclosed
 from catome_adapters.hooks.backend import Backend, backend_of
 from catome_adapters.hooks.scopes import SCOPES
+from catome_adapters.hooks.substitutes import find_substitutes
 from catome_adapters.recipe import MergeRecipe
 from catome_adapters.sites.ranks import RankGrid, count_ranks, splits_itself
 from catome_adapters.sites.site import MergeSite
 from catome_core import Lattice, MergeWarning
-
-PASSING = (
-    "TextKVCacheBlockHook",
-    "TransformerBlockSkipHook",
-    "FeedForwardSkipHook",
-    "AttentionProcessorSkipHook",
-    "PeftInputAutocastDisableHook",
-)
-"""Hooks of diffusers that run in a module's place and keep no image tokens for later."""
 
 FIXED = 'AdaptiveMerge(capacity=0.25, spare="fill")'
 NOTHING_TO_ADD = "use AdaptiveMerge(spare='fill') with proportional=False and scope='attention' or 'block'"
@@ -107,7 +98,7 @@ def waits_for_steps(recipe: MergeRecipe) -> str | None:
 def _no_cache_of_merged_tokens(site: MergeSite, recipe: MergeRecipe) -> str | None:
     """A cache over steps returns tokens that another plan has merged."""
     for module in SCOPES[recipe.scope].merged_modules(site):
-        for hook in _substitutes(module):
+        for hook in find_substitutes(module):
             return (
                 f"diffusers' {type(hook).__name__} may return for {type(module).__name__} what it kept from an "
                 f"earlier step, with scope={recipe.scope!r} merged by another plan; {_cache_remedy(site, module)}"
@@ -128,13 +119,7 @@ def _repeats_in_eager_code(site: MergeSite, recipe: MergeRecipe) -> str | None:
 def _cache_remedy(site: MergeSite, module: nn.Module) -> str:
     if module is site.block:
         return "call disable_cache() on the network, or use scope='attention' or 'keys'"
-    return "call disable_cache() on the network, or use a cache of whole blocks (FirstBlockCache) and scope='attention'"
-
-
-def _substitutes(module: nn.Module) -> list[Any]:
-    registry = vars(module).get("_diffusers_hook")
-    hooks = getattr(registry, "hooks", {}).values()
-    return [hook for hook in hooks if hasattr(hook, "new_forward") and type(hook).__name__ not in PASSING]
+    return "call disable_cache() on the network, or use scope='keys', or a cache of whole blocks (FirstBlockCache)"
 
 
 def _attention_can_change(site: MergeSite, recipe: MergeRecipe) -> str | None:

@@ -107,7 +107,7 @@ def arguments_for(pipe: Any, prompt: str, sizes: Mapping[str, int | None]) -> di
     if "classes" in known:
         return {"classes": [prompt], **_square(given)}
     if "prompt" not in known:
-        raise ValueError(f"{kind} takes no prompt: compare it in Python, with catome_bench.compare.compare")
+        raise ValueError(f"{kind} takes no prompt: compare it in Python, with catome.compare")
     unknown = [name for name, argument in OPTIONS.items() if argument in given and argument not in known]
     if unknown:
         raise ValueError(f"{kind} takes no {OPTIONS[unknown[0]]}: leave --{unknown[0]} out")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import product
 from typing import Any
 
 from catome_bench.commands.suites import Suite
@@ -181,7 +182,8 @@ def _pipeline_jobs(setting: Setting, cases: Sequence[str]) -> Iterator[Job]:
 
 def _never_slower_jobs(setting: Setting, cases: Sequence[str]) -> Iterator[Job]:
     options = {"repeats": min(setting.repeats, 3), "device": setting.device}
-    for arch in PIPELINES:
-        for size in never_slower.STEPS_BY_SIZE if arch in (cases or PIPELINES) else ():
+    # The smallest first: there it is hardest to gain.
+    for size, arch in product(never_slower.STEPS_BY_SIZE, PIPELINES):
+        if arch in (cases or PIPELINES):
             run = partial(never_slower.run_never_slower, arch=arch, size=size, **options)
             yield Job(level="never-slower", case=arch, mode="", run=run)

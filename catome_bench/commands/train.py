@@ -19,8 +19,9 @@ from catome_bench.commands.options import choose_device
 from catome_bench.files import check_file, check_folder, whole_file
 from catome_bench.measure.rows import describe
 from catome_bench.models.photographs import CLASS_NAMES, PHOTOGRAPHS, load_photograph, random_view, to_latents
-from catome_bench.models.pipeline import PIPELINES, SHIPPED
+from catome_bench.models.pipeline import PIPELINES
 from catome_bench.models.untrained import build_scheduler
+from catome_bench.models.weights import SHIPPED
 from catome_bench.names import Arch
 
 EMA_DECAY = 0.995

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -18,10 +17,8 @@ from torch.nn import functional as F
 
 from catome_bench.models.photographs import CLASS_NAMES, to_pixels
 from catome_bench.models.untrained import TOKENS_PER_CLASS, build_dit, build_unet
+from catome_bench.models.weights import find_weights
 from catome_bench.names import Arch
-
-SHIPPED = Path(__file__).parent / "shipped"
-SHIPPED_MODEL = SHIPPED / "unet"
 
 
 def class_tokens(labels: Tensor, classes: int) -> Tensor:
@@ -132,7 +129,7 @@ class ClassPipeline(DiffusionPipeline):
     ) -> Tensor:
         batch = latents if guidance_scale == 1 else torch.cat([latents, latents])
         batch = self.scheduler.scale_model_input(batch, timestep)
-        noise = self.network(batch, timestep.expand(len(batch)), **conditions, return_dict=False)[0]
+        noise = self.network(batch, timestep[None], **conditions, return_dict=False)[0]
         if guidance_scale == 1:
             return noise
         unconditional, conditional = noise.chunk(2)
@@ -181,10 +178,11 @@ PIPELINES: dict[Arch, type[ClassPipeline]] = {"unet": ClassConditionalPipeline, 
 
 
 def load_shipped(arch: Arch = "unet") -> ClassPipeline:
-    """Load the trained model of this architecture that ships with the package, in float32, ready to draw.
+    """Load the trained model of this architecture that ships with the library, in float32, ready to draw.
 
     Raises:
-        ValueError: If the package has no such model.
+        ValueError: If there is no such model.
+        FileNotFoundError: If its weights are neither in a checkout nor installed, with `pip install catome-weights`.
 
     Examples:
         >>> load_shipped("dit").network.config.num_layers
@@ -192,4 +190,4 @@ def load_shipped(arch: Arch = "unet") -> ClassPipeline:
     """
     if arch not in PIPELINES:
         raise ValueError(f"arch is {arch!r}; expected one of {list(PIPELINES)}")
-    return PIPELINES[arch].from_pretrained(SHIPPED / arch)
+    return PIPELINES[arch].from_pretrained(find_weights(arch), use_safetensors=True)

@@ -13,7 +13,7 @@ from torch import nn
 
 from catome_adapters.architectures.find import NETWORKS
 from catome_bench.measure.rows import describe
-from catome_bench.models.pipeline import SHIPPED
+from catome_bench.models.weights import SHIPPED
 from catome_bench.names import ARCHS
 from catome_bench.open import reason_offline, shipped_arch
 from catome_bench.planning.encoders import Sides, build_encoder, build_timm, is_timm

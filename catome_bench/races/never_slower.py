@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import median
 from typing import Any
 
 from catome_adapters import RECIPES, SessionSummary, attach
+from catome_bench.measure.spread import Spread
 from catome_bench.models.artist import CLASSES, Artist, unmerged_is_fine
 from catome_bench.models.pipeline import Arch, ClassPipeline, load_shipped
 
@@ -14,16 +15,16 @@ STEPS_BY_SIZE = {32: (6, 50), 64: (6, 50), 128: (6, 50), 256: (6,)}
 """Pixels along each side, and the lengths of the runs, in steps; at 256 pixels 50 steps would take an hour."""
 UNMERGED = "unmerged"
 MIN_SECONDS = 8.0
-"""Short runs are repeated until all of one recipe take this long."""
+"""Short runs are repeated until the unmerged ones beside a recipe take this long."""
 
 
 def run_never_slower(*, arch: Arch, size: int, repeats: int, device: str = "cpu") -> dict[str, Any]:
-    """Draw the same picture without merging and with every recipe, in turn, and compare the times.
+    """Draw the same picture with every recipe, each time right after an unmerged one, and compare the two times.
 
     Returns:
-        `{"size", "rows"}`, for JSON. A row has `steps`, `subject` (the recipe), `seconds` (median), `speedup` (median
-        over the rounds) and its `speedup_range`, `merged` (the share of the tokens) and `unmerged_steps` (the share of
-        sites and steps that were left unmerged since they would lose time). A recipe that is refused has a `note`.
+        `{"size", "rows"}`, for JSON. A row has `steps`, `subject` (the recipe), `seconds` (median), `speedup` (a
+        `Spread` over the rounds), `merged` (the share of the tokens) and `unmerged_steps` (the share of sites and
+        steps that were left unmerged since they would lose time). A recipe that is refused has a `note`.
     """
     pipeline = load_shipped(arch).to(device)
     rows = [row for steps in STEPS_BY_SIZE[size] for row in _compare(Artist(pipeline, steps, size), repeats)]
@@ -36,16 +37,21 @@ def _compare(artist: Artist, repeats: int) -> Iterator[dict[str, Any]]:
     notes = {name: _refusal(artist.pipeline, name) for name in names}
     able = [name for name, note in notes.items() if not note]
     Artist(artist.pipeline, 2, artist.size).draw(CLASSES[0], 0, "warm up")
-    seconds: dict[str, list[float]] = {name: [] for name in (UNMERGED, *able)}
+    pairs: dict[str, list[tuple[float, float]]] = {name: [] for name in able}
     summaries: dict[str, SessionSummary] = {}
-    while len(seconds[UNMERGED]) < repeats or sum(seconds[UNMERGED]) < MIN_SECONDS:
-        seconds[UNMERGED].append(artist.draw(CLASSES[0], 0, UNMERGED).seconds)
+    while _too_few(pairs, repeats):
         for name in able:
+            base = artist.draw(CLASSES[0], 0, UNMERGED).seconds
             taken, summaries[name] = _draw_merged(artist, name)
-            seconds[name].append(taken)
+            pairs[name].append((base, taken))
     for name, note in notes.items():
         row: dict[str, Any] = {"steps": artist.steps, "subject": name}
-        yield row | ({"note": note} if note else _figures(seconds[UNMERGED], seconds[name], summaries[name]))
+        yield row | ({"note": note} if note else _figures(pairs[name], summaries[name]))
+
+
+def _too_few(pairs: Mapping[str, Sequence[tuple[float, float]]], repeats: int) -> bool:
+    rounds = next(iter(pairs.values()))
+    return len(rounds) < repeats or sum(base for base, _ in rounds) < MIN_SECONDS
 
 
 def _refusal(pipeline: ClassPipeline, name: str) -> str:
@@ -63,12 +69,10 @@ def _draw_merged(artist: Artist, name: str) -> tuple[float, SessionSummary]:
         return artist.draw(CLASSES[0], 0, name).seconds, session.summary()
 
 
-def _figures(base: Sequence[float], merged: Sequence[float], summary: SessionSummary) -> dict[str, Any]:
-    speedups = [one / other for one, other in zip(base, merged, strict=True)]
+def _figures(pairs: Sequence[tuple[float, float]], summary: SessionSummary) -> dict[str, Any]:
     return {
-        "seconds": median(merged),
-        "speedup": median(speedups),
-        "speedup_range": [min(speedups), max(speedups)],
+        "seconds": median(taken for _, taken in pairs),
+        "speedup": Spread.of([base / taken for base, taken in pairs]).to_dict(),
         "merged": summary.merged_fraction,
         "unmerged_steps": sum(row.left_unmerged for row in summary.rows) / len(summary.rows),
     }

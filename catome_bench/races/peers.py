@@ -41,7 +41,7 @@ LEFT_BEHIND = ("_tome_info", "_ca_tome_info", "_cache_info", "inference_step")
 @contextmanager
 def tomesd(model: Any, ratio: float = 0.5) -> Iterator[None]:
     """The package tomesd 0.1.3: a fixed share of the tokens, matched anew at every step, random destinations."""
-    with _patched(_package("tomesd", "tomesd==0.1.3"), _network(model), ratio=ratio):
+    with _patched(import_peer("tomesd", "tomesd==0.1.3"), _network(model), ratio=ratio):
         yield
 
 
@@ -52,7 +52,7 @@ def ca_tome(model: Any, threshold: float = 0.7) -> Iterator[PeerSteps]:
     Its checkpoints are step numbers, whatever the length of the run. The package never discards its pairs, so within
     one context a second picture starts with the pairs of the first.
     """
-    package = _package("ca_tome", "--no-deps ca-tome==0.1.3")
+    package = import_peer("ca_tome", "--no-deps ca-tome==0.1.3")
     with _patched(package.patch, _network(model), compute_on=package.CacheConf.CONFIG_3, r=threshold) as blocks:
         steps = PeerSteps(blocks)
         with steps.observing(getattr(model, "scheduler", None)):
@@ -97,6 +97,20 @@ class DiffusionPipeline:
         self.unet = unet
 
 
+def import_peer(name: str, requirement: str) -> ModuleType:
+    """Import the package of another method.
+
+    Raises:
+        ModuleNotFoundError: If it is not installed, with the `requirement` that installs it.
+    """
+    try:
+        return import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != name:
+            raise
+        raise ModuleNotFoundError(f"not installed: pip install {requirement}", name=name) from None
+
+
 @contextmanager
 def _patched(package: ModuleType, network: nn.Module, **options: Any) -> Iterator[list[BasicTransformerBlock]]:
     """Apply a package's own patch, and remove all of it afterwards."""
@@ -122,15 +136,6 @@ def _check_norms(blocks: list[BasicTransformerBlock]) -> None:
     unknown = {block.norm_type for block in blocks} - set(SUPPORTED_NORMS)
     if unknown:
         raise ValueError(f"norm_type is {min(unknown)!r}; the peer's block supports only {', '.join(SUPPORTED_NORMS)}")
-
-
-def _package(name: str, requirement: str) -> ModuleType:
-    try:
-        return import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name != name:
-            raise
-        raise ModuleNotFoundError(f"not installed: pip install {requirement}", name=name) from None
 
 
 def _network(model: Any) -> nn.Module:

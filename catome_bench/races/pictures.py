@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,8 +14,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from catome_adapters import MergeSession, find_sites
-from catome_bench.measure.fidelity import mean_psnr, mean_ssim
+from catome_bench.measure.fidelity import psnr, ssim
 from catome_bench.measure.frechet import frechet_distance, picture_features
+from catome_bench.measure.spread import Spread
 from catome_bench.models.artist import CLASSES, Artist, Drawing
 from catome_bench.models.pipeline import ClassPipeline, load_shipped
 from catome_bench.names import Arch
@@ -44,8 +44,8 @@ def run_pictures(
 
     Returns:
         `{"images", "size", "rows"}`, for JSON. A row has `steps`, `subject` (the variant), `family`, `seconds`
-        (median), `speedup` (median over the pictures) and its `speedup_range`, `psnr` in dB (None: the same picture),
-        `ssim`, `frechet` and `removed` (the share of the keys that merging removed from top-level self-attention;
+        (median), and each as a `Spread` over the pictures: `speedup`, `psnr` in dB (None: the same picture) and
+        `ssim`; `frechet` and `removed` (the share of the keys that merging removed from top-level self-attention;
         padding does not count as removed). The row of a variant that cannot run has a `note` instead.
 
     Raises:
@@ -63,15 +63,12 @@ def run_pictures(
 
 def measure_drawings(drawings: Sequence[Drawing], references: Sequence[Drawing]) -> dict[str, Any]:
     """Time and fidelity of the drawings of one variant, against the reference's of the same classes and seeds."""
-    speedups = [base.seconds / drawing.seconds for drawing, base in zip(drawings, references, strict=True)]
-    pictures, bases = ([drawing.picture for drawing in side] for side in (drawings, references))
-    psnr = mean_psnr(pictures, bases)
+    pairs = list(zip(drawings, references, strict=True))
     return {
         "seconds": median(drawing.seconds for drawing in drawings),
-        "speedup": median(speedups),
-        "speedup_range": [min(speedups), max(speedups)],
-        "psnr": psnr if math.isfinite(psnr) else None,
-        "ssim": mean_ssim(pictures, bases),
+        "speedup": Spread.of([base.seconds / drawing.seconds for drawing, base in pairs]).to_dict(),
+        "psnr": Spread.of([psnr(drawing.picture, base.picture) for drawing, base in pairs]).to_dict(),
+        "ssim": Spread.of([ssim(drawing.picture, base.picture) for drawing, base in pairs]).to_dict(),
         "removed": mean(drawing.removed for drawing in drawings),
     }
 

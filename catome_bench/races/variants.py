@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
-from catome_adapters import RECIPES, MergeRecipe, attach
+from catome_adapters import RECIPES, MergeRecipe, MergeSession, attach
 from catome_bench.names import Arch
 from catome_bench.races.peers import PEERS
+from catome_bench.races.step_caches import StepCache, step_caches
 from catome_core import AdaptiveMerge, Lattice
 
 REFERENCE = "unmerged"
+ON_TOP = "balanced"
+"""The recipe on top of step caches."""
 SHARES_OF_STEPS = (0.9, 0.8, 0.7, 0.6, 0.5)
 
 
@@ -21,7 +24,7 @@ class Variant(NamedTuple):
     """One way to draw a picture.
 
     Attributes:
-        family: "unmerged", "ours", "peer" or "fewer steps".
+        family: "unmerged", "ours", "peer", "fewer steps", "step cache", or "on top": ours on top of a step cache.
         apply: Context manager that changes a pipeline while its context lasts.
         share: Share of the steps that are run.
     """
@@ -100,4 +103,14 @@ def variants(total: int, arch: Arch = "unet") -> dict[str, Variant]:
     peers = {name: Variant("peer", peer) for name, peer in PEERS.items()}
     shorter = [Variant("fewer steps", share=share) for share in SHARES_OF_STEPS]
     fewer = {f"{one.steps(total)} steps": one for one in shorter if one.steps(total) < total}
-    return {REFERENCE: Variant("unmerged"), **ours, **peers, **fewer}
+    caches = {name: Variant("step cache", cache) for name, cache in step_caches(arch).items()}
+    on_top = {
+        f"{name} + {ON_TOP}": Variant("on top", partial(_on_top, cache)) for name, cache in step_caches(arch).items()
+    }
+    return {REFERENCE: Variant("unmerged"), **ours, **peers, **fewer, **caches, **on_top}
+
+
+@contextmanager
+def _on_top(cache: StepCache, pipeline: Any) -> Iterator[MergeSession]:
+    with cache(pipeline), attach(pipeline, ON_TOP) as session:
+        yield session

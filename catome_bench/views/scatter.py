@@ -14,7 +14,13 @@ from matplotlib.transforms import Bbox
 
 matplotlib.use("agg")
 
-STYLES = {"ours": ("o", "tab:blue"), "peer": ("s", "tab:red"), "fewer steps": ("^", "tab:gray")}
+STYLES = {
+    "ours": ("o", "tab:blue"),
+    "peer": ("s", "tab:red"),
+    "fewer steps": ("^", "tab:gray"),
+    "step cache": ("D", "tab:orange"),
+    "on top": ("*", "tab:green"),
+}
 # Offsets of a label from its point, in points, best first: (x, y, horizontal alignment).
 OFFSETS = [(side * 6, y, align) for y in (0, 8, -8, 16, -16, 24, -24) for side, align in ((1, "left"), (-1, "right"))]
 
@@ -28,7 +34,7 @@ def scatter(results: Mapping[str, Any]) -> Figure:
     size = (7.5 * len(totals), 6)
     figure, axes = plt.subplots(1, len(totals), figsize=size, squeeze=False, layout="constrained")
     for axis, total in zip(axes[0], totals, strict=True):
-        _panel(axis, [row for row in results["rows"] if row["steps"] == total and row.get("psnr") is not None])
+        _panel(axis, [row for row in results["rows"] if row["steps"] == total and _is_finite(row)])
         axis.set_title(f"{total} steps, {results['size']} x {results['size']} pixels, pictures: {results['images']}")
     figure.draw_without_rendering()
     for axis in axes[0]:
@@ -38,11 +44,12 @@ def scatter(results: Mapping[str, Any]) -> Figure:
 
 def _panel(axis: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
     for family, (marker, color) in STYLES.items():
-        points = [(row["speedup"], row["psnr"]) for row in rows if row["family"] == family]
+        points = [_point(row) for row in rows if row["family"] == family]
         if points:
             axis.scatter(*zip(*points, strict=True), marker=marker, color=color, label=family)
+            axis.plot(*zip(*front(points), strict=True), color=color, linewidth=0.8, alpha=0.6)
     for row in rows:
-        at, color = (row["speedup"], row["psnr"]), STYLES[row["family"]][1]
+        at, color = _point(row), STYLES[row["family"]][1]
         axis.annotate(
             row["subject"], at, (0, 0), textcoords="offset points", va="center", color=color, fontsize="small"
         )
@@ -51,6 +58,28 @@ def _panel(axis: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
     axis.set(xlabel="speed-up over the unmerged run", ylabel="PSNR against the unmerged picture, dB")
     axis.grid(alpha=0.3)
     axis.legend()
+
+
+def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The points (speed-up, PSNR) to which no other is preferable, slowest first.
+
+    Examples:
+        >>> front([(1.5, 40.0), (1.2, 50.0), (1.4, 39.0)])
+        [(1.2, 50.0), (1.5, 40.0)]
+    """
+    best: list[tuple[float, float]] = []
+    for point in sorted(points, reverse=True):
+        if not best or point[1] > best[-1][1]:
+            best.append(point)
+    return best[::-1]
+
+
+def _is_finite(row: Mapping[str, Any]) -> bool:
+    return "psnr" in row and row["psnr"]["median"] is not None
+
+
+def _point(row: Mapping[str, Any]) -> tuple[float, float]:
+    return row["speedup"]["median"], row["psnr"]["median"]
 
 
 def _spread_labels(axis: Axes) -> None:

@@ -60,31 +60,50 @@ def _answer(value: bool | None) -> str:
 
 def render_pictures(results: Mapping[str, Any]) -> Table:
     """The rows of `run_pictures`, fastest first within each number of steps."""
-    table = Table(title=f"{results['size']} x {results['size']} pixels, pictures: {results['images']}")
-    for column in ("steps", "subject", "family", "s/image", "speed-up", "PSNR", "SSIM", "Frechet", "removed"):
-        table.add_column(column, justify="left" if column in ("subject", "family") else "right")
+    title = f"{results['size']} x {results['size']} pixels, pictures: {results['images']}; median (95 % interval)"
+    notes = {row["subject"]: row["note"] for row in results["rows"] if "note" in row}
+    caption = "\n".join(f"{subject}: {note}" for subject, note in notes.items())
+    table = Table("steps", "subject", "family", title=title, caption=caption or None, caption_justify="left")
+    for column in ("s/image", "speed-up", "PSNR", "5th %", "SSIM", "5th %", "Frechet", "removed"):
+        table.add_column(column, justify="right")
     for total in dict.fromkeys(row["steps"] for row in results["rows"]):
         rows = [row for row in results["rows"] if row["steps"] == total]
-        for row in sorted(rows, key=lambda row: -row.get("speedup", 0)):
+        for row in sorted(rows, key=_slowness):
             table.add_row(*_picture_cells(row), style="bold" if row["family"] == "unmerged" else None)
         table.add_section()
     return table
 
 
+def _slowness(row: Mapping[str, Any]) -> float:
+    return -row["speedup"]["median"] if "speedup" in row else 0.0
+
+
 def _picture_cells(row: Mapping[str, Any]) -> list[str]:
     head = [str(row["steps"]), row["subject"], row["family"]]
     if "note" in row:
-        return [*head, "", row["note"]]
-    low, high = row["speedup_range"]
+        return head
     return [
         *head,
         f"{row['seconds']:.2f}",
-        f"{row['speedup']:.2f}x ({low:.2f}-{high:.2f})",
-        "same" if row["psnr"] is None else f"{row['psnr']:.1f} dB",
-        f"{row['ssim']:.4f}",
+        _speedup(row["speedup"]),
+        _decibels(row["psnr"]),
+        _decibel(row["psnr"]["worst"]),
+        f"{row['ssim']['median']:.4f}",
+        f"{row['ssim']['worst']:.4f}",
         f"{round(row['frechet'], 6):.3g}",
         f"{row['removed']:.0%}",
     ]
+
+
+def _decibels(spread: Mapping[str, Any]) -> str:
+    if spread["median"] is None:
+        return "same"
+    low, high = map(_decibel, spread["interval"])
+    return f"{_decibel(spread['median'])} dB ({low}-{high})"
+
+
+def _decibel(value: float | None) -> str:
+    return "same" if value is None else f"{value:.1f}"
 
 
 def render_never_slower(results: Mapping[str, Any]) -> Table:
@@ -101,9 +120,12 @@ def render_never_slower(results: Mapping[str, Any]) -> Table:
 def _never_slower_cells(row: Mapping[str, Any]) -> list[str]:
     if "note" in row:
         return ["", row["note"].partition(": ")[0], "", ""]
-    low, high = row["speedup_range"]
-    speedup = f"{row['speedup']:.2f}x ({low:.2f}-{high:.2f})"
-    return [f"{row['seconds']:.2f}", speedup, f"{row['merged']:.0%}", f"{row['unmerged_steps']:.0%}"]
+    return [f"{row['seconds']:.2f}", _speedup(row["speedup"]), f"{row['merged']:.0%}", f"{row['unmerged_steps']:.0%}"]
+
+
+def _speedup(spread: Mapping[str, Any]) -> str:
+    low, high = spread["interval"]
+    return f"{spread['median']:.2f}x ({low:.2f}-{high:.2f})"
 
 
 def render_vits(rows: Sequence[Mapping[str, Any]]) -> str:

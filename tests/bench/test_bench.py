@@ -15,7 +15,8 @@ from catome_bench.commands import train as training
 from catome_bench.commands.train import STAGES, Stage, Trainer, learning_rate, remaining_stages
 from catome_bench.models import load_shipped
 from catome_bench.models.photographs import CLASS_NAMES, PHOTOGRAPHS, load_photograph, to_latents, to_pixels
-from catome_bench.models.pipeline import PIPELINES, SHIPPED
+from catome_bench.models.pipeline import PIPELINES
+from catome_bench.models.weights import SHIPPED
 
 MERGING_COSTS = rates.DEVICE_RATES["cpu"]
 """As it is outside of the tests: see conftest.py."""

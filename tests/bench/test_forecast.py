@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from catome_adapters import RECIPES, MergeRecipe, find_sites
 from catome_bench.cli import app
 from catome_bench.commands.plan import verdict
-from catome_bench.models.pipeline import SHIPPED
+from catome_bench.models.weights import SHIPPED
 from catome_bench.planning.blueprint import Blueprint, read_blueprint
 from catome_bench.planning.forecast import Forecast, forecast
 from catome_bench.planning.grids import sites_at

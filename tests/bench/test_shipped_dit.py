@@ -9,7 +9,8 @@ from torch import Tensor
 from catome_adapters import MergeRecipe, attach, find_sites
 from catome_bench.models import load_shipped
 from catome_bench.models.photographs import CLASS_NAMES
-from catome_bench.models.pipeline import SHIPPED, ClassConditionalDiTPipeline
+from catome_bench.models.pipeline import ClassConditionalDiTPipeline
+from catome_bench.models.weights import SHIPPED
 from catome_core import AdaptiveMerge
 
 

@@ -7,8 +7,9 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from catome_adapters.hooks.attention import Contexts, SelfAttention
+from catome_adapters.hooks.attention import SelfAttention
 from catome_adapters.hooks.forward import ForwardState
+from catome_adapters.hooks.within import Contexts
 from catome_adapters.sites.call import Arguments, BlockCall
 from catome_adapters.sites.site import MergeSite
 from catome_adapters.sites.weights import Flops, SiteWeights
@@ -97,6 +98,6 @@ class Scope:
         return None
 
     def merged_modules(self, site: MergeSite) -> Iterator[nn.Module]:
-        """The modules that run on merged tokens, or that must not be skipped unnoticed."""
+        """The modules that run on merged tokens, whose results no other step can use."""
         parts = (site.block,) if self.spans_block else site.attentions
         return (module for part in parts for module in part.modules())

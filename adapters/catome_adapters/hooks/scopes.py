@@ -7,11 +7,12 @@ from typing import Any
 
 from torch import nn
 
-from catome_adapters.hooks.attention import Contexts, SelfAttention
+from catome_adapters.hooks.attention import SelfAttention
 from catome_adapters.hooks.between import refuse_hidden_states
 from catome_adapters.hooks.forward import ForwardState
 from catome_adapters.hooks.progressive import Progressive
 from catome_adapters.hooks.scope import Scope
+from catome_adapters.hooks.within import Contexts
 from catome_adapters.sites.call import Arguments, BlockCall, gather_rows
 from catome_adapters.sites.plans import BlockPlans
 from catome_adapters.sites.site import MergeSite
@@ -60,11 +61,8 @@ class KeysOnly(Scope):
         return attention.aware(call, _plans(state, attention))
 
     def merged_modules(self, site: MergeSite) -> Iterator[nn.Module]:
-        """From outside, a self-attention that takes keys looks as if nothing were merged."""
-        modules = super().merged_modules(site)
-        if not site.layout.takes_keys:
-            return modules
-        return (module for module in modules if module not in site.attentions)
+        """None: whatever its keys are, attention returns a row for every token, which a cache over steps may keep."""
+        return iter(())
 
     def saved_flops(self, weights: SiteWeights, tokens: int, removed: float) -> Flops:
         """Half of the projections, if they come after the merge, and the removed keys.
