@@ -118,13 +118,20 @@ def _verdict(row: Measured, gate: Mapping[str, float]) -> str:
     speed, psnr = round(row.speedup.median, 2), row.psnr.median
     likeness = "with the same pictures" if psnr == float("inf") else f"at {psnr:.1f} dB"
     faults = row.failures(gate) + (["it is no faster"] if speed <= 1 else [])
-    return f"{row.name}: {_pace(speed)} {likeness}: {'drop, since ' + ' and '.join(faults) if faults else 'keep'}"
+    answer = f"drop, since {' and '.join(faults)}" if faults else "keep"
+    return f"{row.name}: {_pace(speed)} {likeness}: {answer}{_doubt(row)}"
 
 
 def _pace(speed: float) -> str:
     if speed == 1:
         return "as fast"
     return f"{speed:.2f}x faster" if speed > 1 else f"{1 / speed:.2f}x slower"
+
+
+def _doubt(row: Measured) -> str:
+    """What to say where other calls might well have answered otherwise."""
+    low, high = row.speedup.interval
+    return f"; its speed-up scatters from {low:.2f} to {high:.2f}: draw with more seeds" if low < 1 < high else ""
 
 
 def _files(index: int, row: Measured) -> dict[str, Tensor]:

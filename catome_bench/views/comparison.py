@@ -19,7 +19,7 @@ from catome_bench.files import whole_file
 COLUMNS = ("s/picture", "speed-up", "denoiser", "speed-up", "PSNR", "SSIM", "merged", "memory", "warm-up")
 MOST_COLUMNS = 8
 """Calls in the figure; every one has files of its own."""
-AMPLIFIED = 4
+AMPLIFIED = 10
 WIDTH = 160
 
 
@@ -59,12 +59,12 @@ def side_by_side(pictures: Mapping[str, Sequence[Tensor]]) -> Figure:
 
 
 def difference(picture: Tensor, unmerged: Tensor) -> Tensor:
-    """Four times how far two pictures are apart, uint8.
+    """Ten times how far two pictures are apart, uint8.
 
     Examples:
         >>> import torch
         >>> difference(torch.tensor([10, 200]), torch.tensor([13, 0]))
-        tensor([ 12, 255], dtype=torch.uint8)
+        tensor([ 30, 255], dtype=torch.uint8)
     """
     apart = (picture.int() - unmerged.int()).abs()
     return (apart * AMPLIFIED).clamp(max=255).byte()

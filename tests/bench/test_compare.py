@@ -16,6 +16,7 @@ from catome_adapters import RECIPES, MergeRecipe, attach, sessions
 from catome_bench.compare import Compared, compare
 from catome_bench.comparison import drawing
 from catome_bench.comparison.compared import check_gate
+from catome_bench.comparison.pictures import to_bytes
 from catome_bench.measure.spread import Spread
 from catome_core import Lattice
 from zoo.class_pipelines import tiny_shipped
@@ -94,6 +95,7 @@ def test_what_the_first_call_took_longer_is_apart(pipe):
     for row in of(pipe, SMALL, slow_at_first).rows:
         assert row.warm_up == 2 * (9 - 2)
         assert row.seconds.median == 5 / 2
+        assert row.speedup.median == 1
 
 
 def test_a_call_that_runs_no_network_has_no_speed_up_of_it(pipe):
@@ -220,6 +222,9 @@ def test_numbers_without_a_generator_begin_with_the_seed_and_leave_no_trace(pipe
     row = of(pipe, SMALL, lambda pipe, generator: torch.rand(1, 3, 16, 16)).recipes[0]
     assert row.psnr.median == float("inf")
     assert torch.rand(()) == wanted
+    for seed, shown in enumerate(row.shown):
+        torch.manual_seed(seed)
+        assert torch.equal(shown, to_bytes(torch.rand(1, 3, 16, 16)[0]))
 
 
 # What comes of it.
@@ -266,6 +271,13 @@ def test_a_recipe_is_kept_if_it_is_faster_and_passes_the_gate(compared, values, 
     one = changed(compared, **values)
     assert sentence in one.verdicts["1/4"] and sentence in str(one)
     assert one.passes() is passes
+
+
+@pytest.mark.parametrize(("interval", "doubted"), [((0.9, 1.3), True), ((1.0, 1.3), False), ((0.7, 0.9), False)])
+def test_a_speed_up_that_scatters_around_one_is_doubted(compared, interval, doubted):
+    row = replace(changed(compared, psnr=40.0, ssim=1.0).rows[1], speedup=Spread(1.1, 0.9, interval))
+    sentence = replace(compared, rows=(compared.rows[0], row)).verdicts["1/4"]
+    assert ("draw with more seeds" in sentence) is doubted
 
 
 def test_passes_asks_every_recipe_for_the_floors_it_is_given(compared):

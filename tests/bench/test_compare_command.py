@@ -137,8 +137,17 @@ def test_an_output_that_cannot_be_written_is_found_before_the_work(shipped, monk
 
 def test_pickled_weights_are_not_opened(tmp_path):
     TEXTED["SD1.5"]().save_pretrained(tmp_path, safe_serialization=False)
-    message = refused(tmp_path, "--prompt", "a cat")
+    message = refused(tmp_path, "--prompt", "a cat", "--output", tmp_path / "out")
     assert "cannot be opened: " in message and "safetensors" in message
+
+
+def test_values_that_are_not_finite_are_found_although_a_picture_would_be_black(tmp_path):
+    pipe = TEXTED["SD1.5"]()
+    torch.nn.init.constant_(pipe.unet.conv_out.bias, float("nan"))
+    pipe.save_pretrained(tmp_path)
+    message = refused(tmp_path, "--prompt", "a cat", "--height", 32, "--width", 32, "--output", tmp_path / "out")
+    assert "unmerged, seed 0: a value of the pictures is not finite; draw in another dtype" in message
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_options_that_a_pipeline_does_not_take_are_refused():
