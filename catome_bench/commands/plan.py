@@ -11,19 +11,20 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from catome_adapters import SCOPES, MergeRecipe, MergeSite
+from catome_adapters import SCOPES, MergeSite
 from catome_adapters.prediction.seconds import TYPICAL_BATCH
 from catome_adapters.prediction.worth import MIN_GAIN
 from catome_adapters.reports.names import group_name
 from catome_bench.commands.options import default_device, find_recipe
 from catome_bench.planning.blueprint import read_blueprint
+from catome_bench.planning.costs import describe_graphs, held_bytes
 from catome_bench.planning.forecast import Forecast, SiteForecast, forecast
-from catome_core import AdaptiveMerge
 
 MIN_COLUMNS = 160
 """Width of the terminal that the table needs; in a narrower one it would lose its figures."""
 COLUMNS = ("\nlevel", "\ntokens", "\nchannels", "share\nattention", "share\nblock")
 COLUMNS += ("ceiling\nattention", "ceiling\nblock", "saves\nms", "costs\nms", "\nmerges")
+SHARES = {1 / 2: "half", 1 / 4: "a quarter", 1 / 8: "an eighth"}
 
 
 def print_plan(
@@ -46,36 +47,40 @@ def print_plan(
         built = read_blueprint(model, (height, width), torch.float32 if device == "cpu" else torch.bfloat16)
         if scale:
             built = built._replace(scale=(scale, built.scale[1]))
-        chosen = find_recipe(recipe or ("default" if built.denoises else "vit"))
-        result = forecast(built, (frames, height, width), chosen, device)
+        name = recipe or ("default" if built.denoises else "vit")
+        result = forecast(built, (frames, height, width), find_recipe(name), device)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
     console = Console(width=max(Console().width, MIN_COLUMNS))
-    console.print(verdict(result, chosen, device), highlight=False)
-    console.print(render_forecast(result, chosen, device), *closing_lines(result), sep="\n")
+    console.print(verdict(result, name), highlight=False, soft_wrap=True)
+    console.print(render_forecast(result), *closing_lines(result), sep="\n")
 
 
-def verdict(result: Forecast, recipe: MergeRecipe, device: str) -> str:
-    """What to expect, and where to attach."""
-    attach = f"attach at level{'s' if len(result.levels) > 1 else ''} {', '.join(map(str, result.levels))}"
-    if not SCOPES[recipe.scope].predictable:
-        return f"scope {recipe.scope} merges on from block to block, which figures of one block do not show; {attach}"
-    policy, adapts = recipe.policy, recipe.policy.adapts
-    fixed = f"capacity {policy.capacity}" if isinstance(policy, AdaptiveMerge) else f"a lattice of {recipe.stride}"
-    setting = f"with scope {recipe.scope}{'' if adapts else f' and {fixed}'} on {device}"
-    if not any(one.merges for one in result.sites):
+def verdict(result: Forecast, name: str) -> str:
+    """What to expect of the recipe of this name, where to attach, and what that costs beside time."""
+    attach = f"attach at {_levels(result)}"
+    if not SCOPES[result.recipe.scope].predictable:
+        return f"{name!r} merges on from block to block, which figures of one block do not show; {attach}"
+    if not result.merging:
         enough = f"{MIN_GAIN:.0%} of the network's time"
-        return f"no gain expected {setting}: at this size no block saves {enough}, and larger sizes gain more"
-    return f"expected {result.speedup:.2f}x {setting}{', if half of the tokens merge' if adapts else ''}; {attach}"
+        where = f"on {result.device_type} with {name!r}"
+        return f"no gain expected {where}: at this size no block saves {enough}, and larger sizes gain more"
+    places = ", ".join(dict.fromkeys(_part(site.name) for site in result.merging))
+    costs = f"it holds {_bytes(held_bytes(result.merging, result.recipe))} between steps, and compiles to "
+    return (
+        f"expected {result.speedup:.2f}x on {result.device_type} with {name!r}, {_what_is_left(result)}; "
+        f"{attach}: {places}\n{costs}{describe_graphs(result.recipe, result.denoises)}"
+    )
 
 
-def render_forecast(result: Forecast, recipe: MergeRecipe, device: str) -> Table:
+def render_forecast(result: Forecast) -> Table:
     """A table with one row for the blocks of each transformer, which share a grid."""
     note = (
         f"share: of the model's arithmetic{'' if result.counted else ' on tokens of the grid (not of text) in blocks'}."
     )
     note += "\nceiling: of the model, by these blocks alone, at 50 %/75 % removed."
-    note += f"\nms: predicted for a call of one block, scope {recipe.scope}, {device}, batch {TYPICAL_BATCH}."
+    setting = f"scope {result.recipe.scope}, {result.device_type}, batch {TYPICAL_BATCH}"
+    note += f"\nms: predicted for a call of one block, {setting}."
     table = Table(box=SIMPLE_HEAD, caption=note, caption_justify="left", pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("blocks", no_wrap=True, vertical="bottom")
     for name in COLUMNS:
@@ -89,11 +94,39 @@ def closing_lines(result: Forecast) -> list[str]:
     """The ceiling of the whole model, at the chosen levels and at all levels."""
     sites = [one.site for one in result.sites]
     chosen = [site for site in sites if site.level in result.levels]
-    levels = ", ".join(map(str, result.levels))
     return [
-        f"the model's ceiling, level {levels}: {_ceilings(result, chosen)}",
+        f"the model's ceiling, {_levels(result)}: {_ceilings(result, chosen)}",
         f"the model's ceiling, all levels: {_ceilings(result, sites)}",
     ]
+
+
+def _levels(result: Forecast) -> str:
+    return f"level{'s' if len(result.levels) > 1 else ''} {', '.join(map(str, result.levels))}"
+
+
+def _what_is_left(result: Forecast) -> str:
+    """Such as "at a quarter of the keys"; where the data will decide, what is assumed of it."""
+    what = "tokens" if SCOPES[result.recipe.scope].merges_queries else "keys"
+    if result.recipe.policy.adapts:
+        return f"if half of the {what} merge"
+    # Class tokens never merge, so that a ViT keeps a little more.
+    words = [word for share, word in SHARES.items() if abs(share - result.kept) < 0.005]
+    return f"at {words[0] if words else f'{result.kept:.0%}'} of the {what}"
+
+
+def _part(site: str) -> str:
+    """The part of the network that a site belongs to.
+
+    Examples:
+        >>> _part("down_blocks.0.attentions.1.transformer_blocks.0"), _part("transformer_2.blocks.7")
+        ('down_blocks.0', 'transformer_2.blocks')
+    """
+    part, inside, _ = site.partition(".attentions")
+    return part if inside else group_name(site)
+
+
+def _bytes(number: int) -> str:
+    return f"{number:,} bytes" if number < 2**20 else f"{number / 2**20:.1f} MiB"
 
 
 def _cells(result: Forecast, name: str, group: Sequence[SiteForecast]) -> list[str]:

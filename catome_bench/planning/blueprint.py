@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,9 +14,10 @@ from torch import nn
 from catome_adapters.architectures.find import NETWORKS
 from catome_bench.measure.rows import describe
 from catome_bench.models.weights import SHIPPED
+from catome_bench.names import ARCHS
+from catome_bench.open import reason_offline, shipped_arch
+from catome_bench.planning.encoders import Sides, build_encoder, build_timm, is_timm
 from catome_bench.planning.vae import SCALES, TYPICAL_SCALE, vae_scale
-
-Sides = tuple[int | None, int | None]
 
 
 class Blueprint(NamedTuple):
@@ -38,46 +38,54 @@ def read_blueprint(model: str, sides: Sides = (None, None), dtype: torch.dtype =
     """Build the networks of a model on the meta device.
 
     Args:
-        model: "shipped" or "shipped/dit", a folder of a pipeline or a network in diffusers format, the name of a timm
-            model, also with "timm:" in front, or an id on the hub.
-        sides: Height and width in pixels, which a timm model is built for; None: its own.
+        model: "unet" or "dit", the shipped models; a folder of a pipeline or a network in diffusers format, or of a
+            ViT of transformers; the name of a timm model, also with "timm:" in front; or an id on the hub.
+        sides: Height and width in pixels, which a ViT is built for; None: its own.
         dtype: Dtype of the weights.
 
     Raises:
         ValueError: If there is no such model, or its configuration does not describe one.
 
     Examples:
-        >>> read_blueprint("shipped").networks["unet"].device
+        >>> read_blueprint("unet").networks["unet"].device
         device(type='meta')
     """
-    name, _, rest = model.partition("/")
-    folder = SHIPPED / (rest or "unet") if name == "shipped" else Path(model)
+    arch = shipped_arch(model)
+    folder = SHIPPED / arch if arch else Path(model)
     if folder.is_dir():
-        found = _read_folder(folder)
-    elif model.startswith("timm:") or _is_timm(model):
-        found = Blueprint({"": _build_timm(model.removeprefix("timm:"), sides)}, (1, 1), denoises=False)
+        found = _read_folder(folder, sides)
+    elif model.startswith("timm:") or is_timm(model):
+        found = Blueprint({"": build_timm(model.removeprefix("timm:"), sides)}, (1, 1), denoises=False)
     else:
-        found = _read_folder(_from_hub(model))
+        found = _read_folder(_from_hub(model), sides)
     for network in found.networks.values():
         # Not the model's own `to`, which warns about casting modules that should stay in float32.
         nn.Module.to(network, dtype)
     return found
 
 
-def _read_folder(folder: Path) -> Blueprint:
+def _read_folder(folder: Path, sides: Sides) -> Blueprint:
     files = {name: folder / name / "config.json" for name in NETWORKS}
     files = {name: file for name, file in files.items() if file.is_file()}
-    if not files and (folder / "config.json").is_file():
-        files = {"": folder / "config.json"}
+    alone = folder / "config.json"
+    if not files and alone.is_file():
+        files = {"": alone}
     if not files:
         places = ", ".join(f"{name}/config.json" for name in NETWORKS)
-        raise ValueError(f"{folder} has neither {places} nor config.json; pass a folder in diffusers format")
-    networks = {name: _build(file) for name, file in files.items()}
+        raise ValueError(f"{folder} has neither {places} nor config.json; pass a folder that save_pretrained wrote")
+    configs = {name: _read(file) for name, file in files.items()}
+    if "model_type" in configs.get("", ()):
+        return Blueprint({"": build_encoder(configs[""], sides)}, (1, 1), denoises=False)
+    networks = {name: _build(config, files[name]) for name, config in configs.items()}
+    return Blueprint(networks, _scale_beside(folder, next(iter(networks.values()))))
+
+
+def _scale_beside(folder: Path, network: nn.Module) -> tuple[int, int]:
+    """That of the VAE in the same folder, or the usual one of such networks; the shipped models have none."""
     if SHIPPED in folder.parents:
-        return Blueprint(networks, (2, 1))
+        return (2, 1)
     vae = folder / "vae" / "config.json"
-    kind = type(next(iter(networks.values()))).__name__
-    return Blueprint(networks, _scale_of(vae) if vae.is_file() else SCALES.get(kind, TYPICAL_SCALE))
+    return _scale_of(vae) if vae.is_file() else SCALES.get(type(network).__name__, TYPICAL_SCALE)
 
 
 def _scale_of(file: Path) -> tuple[int, int]:
@@ -97,8 +105,7 @@ def _read(file: Path) -> dict[str, Any]:
     return config
 
 
-def _build(file: Path) -> nn.Module:
-    config = _read(file)
+def _build(config: dict[str, Any], file: Path) -> nn.Module:
     name = config.get("_class_name")
     kind = getattr(diffusers, name, None) if isinstance(name, str) else None
     if not (isinstance(kind, type) and issubclass(kind, nn.Module) and issubclass(kind, ConfigMixin)):
@@ -112,44 +119,16 @@ def _build(file: Path) -> nn.Module:
     return network
 
 
-def _is_timm(name: str) -> bool:
-    try:
-        import timm
-    except ModuleNotFoundError:
-        return False
-    return timm.is_model(name)
-
-
-def _build_timm(name: str, sides: Sides) -> nn.Module:
-    import timm
-
-    if not timm.is_model(name):
-        close = get_close_matches(name, timm.list_models())
-        raise ValueError(f"timm has no model {name!r}; expected one of timm.list_models(), such as {close}")
-    try:
-        with torch.device("meta"):
-            if sides == (None, None):
-                return timm.create_model(name)
-            height, width = sides
-            return timm.create_model(name, img_size=(height or width, width or height))
-    except Exception as error:
-        raise ValueError(f"timm cannot build {name} at this size: {describe(error)}") from error
-
-
 def _from_hub(name: str) -> Path:
     """The configurations of a repository on the hub, downloaded or in its cache."""
-    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub import snapshot_download
 
-    try:
-        # One request, where a download without a network would be tried for half a minute.
-        online, reason = HfApi().model_info(name, timeout=10) is not None, ""
-    except Exception as error:
-        online, reason = False, describe(error)
+    offline = reason_offline(name)
     try:
         files = ["model_index.json", "config.json", "*/config.json"]
-        return Path(snapshot_download(name, allow_patterns=files, local_files_only=not online))
+        return Path(snapshot_download(name, allow_patterns=files, local_files_only=bool(offline)))
     except Exception as error:
         raise ValueError(
-            f"{name!r} is no folder, no model of timm, and neither on the hub nor in its cache "
-            f"({reason or describe(error)}); pass one of these, or 'shipped'"
+            f"{name!r} is no folder, none of {ARCHS}, no model of timm, and neither on the hub nor in its cache "
+            f"({offline or describe(error)}); pass one of these"
         ) from error

@@ -16,7 +16,7 @@ from catome_adapters.compatibility import check_attachable
 from catome_adapters.prediction.levels import choose_levels, predict_levels, with_near_field
 from catome_adapters.prediction.network import blocks_share, network_seconds
 from catome_adapters.prediction.rates import rates_for
-from catome_adapters.prediction.seconds import TYPICAL_BATCH, typical_grid
+from catome_adapters.prediction.seconds import TYPICAL_BATCH, assumed_share, typical_grid
 from catome_adapters.prediction.worth import MIN_GAIN, Worth
 from catome_adapters.sites.weights import Flops, count_weights
 from catome_bench.planning.blueprint import Blueprint
@@ -42,6 +42,9 @@ class Forecast(NamedTuple):
         counted: Whether these are all FLOPs, as in UNets, or those on tokens of the grid in blocks.
         levels: The levels that are attached.
         seconds: Predicted time of the unmerged networks.
+        recipe: The recipe, with what "auto" in its lattice stands for.
+        device_type: "cpu" or "cuda".
+        denoises: Whether the networks are called step by step.
     """
 
     sites: list[SiteForecast]
@@ -49,11 +52,25 @@ class Forecast(NamedTuple):
     counted: bool
     levels: list[int]
     seconds: float
+    recipe: MergeRecipe
+    device_type: str
+    denoises: bool
 
     @property
     def speedup(self) -> float:
         """Expected over a run, with the cost of merging."""
         return self.seconds / (self.seconds - sum(one.prediction.gain for one in self.sites if one.merges))
+
+    @property
+    def merging(self) -> list[MergeSite]:
+        """The sites that merge at this size."""
+        return [one.site for one in self.sites if one.merges]
+
+    @property
+    def kept(self) -> float:
+        """Share of the tokens that is left, or of the keys that a query sees, at the first site that merges."""
+        grid = typical_grid(self.merging[0], self.recipe) if self.merging else None
+        return 1.0 if grid is None else 1 - assumed_share(grid, self.recipe)
 
     def ceiling(self, sites: Iterable[MergeSite], removed: float, scope: str) -> float:
         """Speed-up of all networks together if removing this share of the tokens of these sites were free."""
@@ -97,7 +114,8 @@ def forecast(model: Blueprint, pixels: Pixels, recipe: MergeRecipe, device_type:
     rates = rates_for(device_type)
     seconds = TYPICAL_BATCH * (total.linear / rates.flops + total.attention / rates.attention_flops)
     counted = all(map(is_unet, model.networks.values()))
-    return Forecast([_predict(site, worth, device_type, levels) for site in sites], total, counted, levels, seconds)
+    predicted = [_predict(site, worth, device_type, levels) for site in sites]
+    return Forecast(predicted, total, counted, levels, seconds, recipe, device_type, model.denoises)
 
 
 def _predict(site: MergeSite, worth: Worth, device_type: str, levels: list[int]) -> SiteForecast:

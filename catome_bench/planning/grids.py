@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from catome_adapters import MergeSite, SkippedSite, find_sites
+from catome_adapters.architectures.encoder import is_encoder
 from catome_adapters.architectures.find import find_candidates
 from catome_adapters.architectures.transformer import patch_size
 from catome_adapters.architectures.unet import at_size, is_unet
@@ -24,7 +25,7 @@ def sites_at(network: nn.Module, pixels: Pixels, scale: tuple[int, int]) -> list
     """The sites of a network, with their grids at a size.
 
     Args:
-        network: A network of diffusers, or a timm model, whose grid is that of the size it was built for.
+        network: A network of diffusers, or a ViT, whose grid is that of the size it was built for.
         pixels: Frames, height and width; None: the network's own.
         scale: Pixels per pixel of the network's input along each side, and frames per frame.
 
@@ -36,7 +37,7 @@ def sites_at(network: nn.Module, pixels: Pixels, scale: tuple[int, int]) -> list
         reasons = [one.reason for one in find_candidates(network) if isinstance(one, SkippedSite)]
         reasons = reasons or ["it has no lists of transformer blocks"]
         raise ValueError(f"no tokens to merge in {type(network).__name__}: {reasons[0]}")
-    if is_vit(network):
+    if is_vit(network) or is_encoder(network):
         _refuse_frames(network, pixels)
         return sites
     size = input_size(network, pixels, scale)

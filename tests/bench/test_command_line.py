@@ -22,7 +22,7 @@ from catome_bench.models.pipeline import PIPELINES
 from catome_bench.races.blocks import CASES
 from catome_bench.races.networks import NETWORKS
 
-COMMANDS = ("demo", "plan", "bench", "calibrate", "vits", "train")
+COMMANDS = ("demo", "plan", "compare", "bench", "calibrate", "vits", "train")
 
 
 def refused(*arguments: object, code: int = 2) -> str:
@@ -160,7 +160,7 @@ def test_a_recipe_from_a_file_is_the_one_that_was_written(tmp_path):
     recipe = MergeRecipe(scope="keys")
     (tmp_path / "mine.json").write_text(recipe.to_json())
     result = CliRunner().invoke(app, ["plan", "shipped", "--recipe", str(tmp_path / "mine.json"), "--device", "cpu"])
-    assert "with scope keys on cpu" in result.stdout
+    assert "mine.json', if half of the keys merge; attach at level" in result.stdout
 
 
 def test_a_recipe_that_does_not_fit_the_network_is_refused_and_leaves_nothing(tmp_path):

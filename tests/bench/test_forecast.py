@@ -13,11 +13,13 @@ from typer.testing import CliRunner
 
 from catome_adapters import RECIPES, MergeRecipe, find_sites
 from catome_bench.cli import app
+from catome_bench.commands.plan import verdict
 from catome_bench.models.weights import SHIPPED
-from catome_bench.planning.blueprint import read_blueprint
+from catome_bench.planning.blueprint import Blueprint, read_blueprint
 from catome_bench.planning.forecast import Forecast, forecast
 from catome_bench.planning.grids import sites_at
 from zoo.architecture import Architecture
+from zoo.encoders import ENCODERS, Encoder, image_and_text
 from zoo.transformers import ALL_ARCHITECTURES
 
 SD15 = {"block_out_channels": (320, 640, 1280, 1280), "attention_head_dim": 8, "cross_attention_dim": 768}
@@ -121,6 +123,10 @@ def test_every_transformer_is_planned_on_the_grid_that_it_is_called_with(archite
     for site, called in zip(sites, wanted, strict=True):
         measured = called.grid_of(arguments)
         assert site.shape == getattr(measured, "shape", measured)
+    everywhere = replace(RECIPES["todo"], levels="all")
+    found = verdict(forecast(Blueprint({"": built}, (8, 4)), pixels, everywhere, "cpu"), "mine")
+    parts = ", ".join(dict.fromkeys(site.name.partition(".")[0] for site in wanted))
+    assert re.match(rf"expected \d.* on cpu with 'mine', at .* of the keys; attach at level 1: {parts}\n", found)
 
 
 def test_the_speed_up_is_that_of_the_sites_that_merge(tmp_path):
@@ -158,10 +164,11 @@ def plan(*arguments: object) -> str:
 def test_plan_names_every_transformer_between_the_verdict_and_the_ceiling(recipe):
     lines = plan("shipped", "--recipe", recipe, "--height", 64, "--width", 96, "--device", "cpu").splitlines()
     assert re.match(
-        rf"expected \d\.\d\dx with scope {RECIPES[recipe].scope}( and (capacity 0.25|a lattice of .*))? on cpu"
-        r".*; attach at level 1",
+        rf"expected \d\.\d\dx on cpu with '{recipe}', (at .* of|if half of) the (tokens|keys)( merge)?; "
+        r"attach at level 1: down_blocks.0, up_blocks.2$",
         lines[0],
     )
+    assert re.match(r"it holds .* between steps, and compiles to (one graph|two graphs)", lines[1])
     for site in find_sites(read_blueprint("shipped").networks["unet"]):
         assert any(line.startswith(f" {site.name.partition('.transformer')[0]} ") for line in lines)
     assert lines[-1].startswith("the model's ceiling, all levels: attention 1.")
@@ -170,11 +177,35 @@ def test_plan_names_every_transformer_between_the_verdict_and_the_ceiling(recipe
 
 def test_plan_knows_timm_models():
     output = plan("vit_tiny_patch16_224", "--device", "cpu")
-    assert output.startswith("expected ") and "scope block" in output and " 197 " in output
+    assert "with 'vit', at half of the tokens; attach at level 1: blocks\n" in output
+    assert "scope block" in output and " 197 " in output
     assert " 393 " in plan("timm:vit_tiny_patch16_224", "--height", 448, "--width", 224, "--device", "cpu")
-    assert plan("vit_tiny_patch16_224", "--recipe", "tome").startswith(
-        "scope progressive merges on from block to block"
-    )
+    assert plan("vit_tiny_patch16_224", "--recipe", "tome").startswith("'tome' merges on from block to block")
+
+
+@pytest.mark.parametrize("encoder", ENCODERS.values(), ids=ENCODERS)
+def test_plan_knows_every_vit_of_transformers_from_its_configuration(encoder: Encoder, tmp_path):
+    network = encoder.network()
+    network.config.architectures = [type(network).__name__]
+    network.config.save_pretrained(tmp_path)
+    built = read_blueprint(str(tmp_path))
+    wanted = find_sites(network)
+    assert not built.denoises
+    assert [(site.name, site.shape, site.prefix) for site in sites_at(built.networks[""], (None,) * 3, (1, 1))] == [
+        (site.name, site.shape, site.prefix) for site in wanted
+    ]
+    assert f" {encoder.prefix + 64} " in plan(tmp_path, "--device", "cpu")
+    assert f" {encoder.prefix + 16 * 16} " in plan(tmp_path, "--device", "cpu", "--height", 64)
+
+
+def test_plan_knows_the_vision_encoder_of_a_model_of_images_and_text(tmp_path):
+    image_and_text("CLIP").config.save_pretrained(tmp_path)
+    output = plan(tmp_path, "--device", "cpu", "--height", 64)
+    assert "vision_model.encoder.layers" in output and f" {1 + 16 * 16} " in output
+
+
+def test_shipped_models_have_short_names():
+    assert plan("dit", "--device", "cpu") == plan("shipped/dit", "--device", "cpu")
 
 
 def test_plan_reads_the_scale_from_the_vae(tmp_path):
@@ -187,7 +218,7 @@ def test_plan_reads_the_scale_from_the_vae(tmp_path):
 
 def test_plan_of_a_size_at_which_everything_loses_says_so(tmp_path):
     folder(tmp_path / "unet", **TINY_UNET)
-    assert plan(tmp_path, "--device", "cuda").startswith("no gain expected with scope keys and a lattice of 2 on cuda")
+    assert plan(tmp_path, "--device", "cuda").startswith("no gain expected on cuda with 'default': at this size")
 
 
 @pytest.mark.parametrize(
@@ -238,7 +269,10 @@ def test_a_model_that_cannot_be_found_is_refused_with_what_was_tried(tmp_path):
     assert "has neither unet/config.json, transformer/config.json" in refused(tmp_path)
     message = "timm has no model 'vit_tinny_patch16_224'; expected one of timm.list_models(), such as ['vit_tiny"
     assert message in refused("timm:vit_tinny_patch16_224")
-    assert "is no folder, no model of timm, and neither on the hub nor in its cache" in refused("/no/such/folder")
+    assert (
+        "is no folder, none of ('unet', 'dit'), no model of timm, and neither on the hub nor in its cache"
+        in refused("/no/such/folder")
+    )
 
 
 def test_a_model_on_the_hub_is_read_from_its_configurations(monkeypatch):

@@ -1,0 +1,46 @@
+"""What a recipe costs beside time: memory that it holds between steps, and graphs to compile."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from catome_adapters import SCOPES, MergeRecipe, MergeSite
+from catome_adapters.hooks.between import group_sites
+from catome_adapters.prediction.seconds import TYPICAL_BATCH, checkpoint_share, typical_grid
+from catome_core import Lattice, MovingLattice, PairCache
+
+
+def held_bytes(sites: Sequence[MergeSite], recipe: MergeRecipe) -> int:
+    """Bytes that the plans of these sites hold between steps, at the size of their grids.
+
+    Examples:
+        >>> from catome_adapters import RECIPES, find_sites
+        >>> from diffusers import DiTTransformer2DModel
+        >>> network = DiTTransformer2DModel(num_attention_heads=2, attention_head_dim=8, num_layers=1, sample_size=16)
+        >>> [held_bytes(find_sites(network), RECIPES[name]) for name in ("balanced", "adaptive")]
+        [8, 7552]
+    """
+    groups = group_sites(sites, SCOPES[recipe.scope].blocks_per_segment(recipe.segment, len(sites)))
+    return sum(_held(group[0], recipe) for group in groups)
+
+
+def describe_graphs(recipe: MergeRecipe, denoises: bool) -> str:
+    """How many graphs each kind of block compiles to, or the network as a whole."""
+    if isinstance(recipe.policy, Lattice):
+        return "one graph for all steps"
+    if not denoises or checkpoint_share(recipe) == 1:
+        return "one graph, which recomputes the pairs in every call"
+    rung = " for every rung of the ladder in use" if recipe.policy.adapts else ""
+    return f"two graphs{rung}: one recomputes the pairs, one reuses them"
+
+
+def _held(site: MergeSite, recipe: MergeRecipe) -> int:
+    if isinstance(recipe.policy, Lattice):
+        return MovingLattice(recipe.policy, device="meta").step.nbytes
+    grid = typical_grid(site, recipe)
+    assert grid is not None, f"{site.name} has no grid"
+    cache = PairCache(recipe.policy, torch.Generator())
+    cache.allocate(TYPICAL_BATCH, grid, "meta")
+    return sum(buffer.nbytes for buffer in cache.buffers())
