@@ -5,57 +5,35 @@ Each command imports what it runs when it runs: help, the version and most usage
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
+from catome_bench.arguments import (
+    RECIPE_HELP,
+    Device,
+    Dtype,
+    Frames,
+    Gate,
+    Images,
+    Model,
+    Network,
+    PlannedModel,
+    Prompt,
+    Prompts,
+    Recipes,
+    Scale,
+    Side,
+    Size,
+    known_recipe,
+    one_of,
+)
 from catome_bench.endings import CommandGroup
 from catome_bench.measure.versions import installed_version
-from catome_bench.names import CASE_NAMES, LEVELS, RECIPE_NAMES, SUITE_NAMES, Arch
+from catome_bench.names import CASE_NAMES, LEVELS, SUITE_NAMES, Arch
 
 app = typer.Typer(cls=CommandGroup, add_completion=False, pretty_exceptions_enable=False)
-
-
-def _one_of(names: Sequence[str]) -> Callable[[str | list[str] | None], str | list[str] | None]:
-    """A check that an option has these values only."""
-
-    def check(given: str | list[str] | None) -> str | list[str] | None:
-        for value in [given] if isinstance(given, str) else given or ():
-            if value not in names:
-                raise typer.BadParameter(f"{value!r}; expected one of {', '.join(names)}")
-        return given
-
-    return check
-
-
-def _drawable(size: int) -> int:
-    if size % 8:
-        raise typer.BadParameter(f"{size}; expected a multiple of 8, such as {max(16, size // 8 * 8)}")
-    return size
-
-
-def _recipe(name: str | None) -> str | None:
-    if name and name not in RECIPE_NAMES and not Path(name).is_file():
-        raise typer.BadParameter(f"{name!r}; expected one of {', '.join(RECIPE_NAMES)}, or a JSON file")
-    return name
-
-
-Network = Annotated[Arch, typer.Option(help="Shipped network that draws.")]
-Images = Annotated[int, typer.Option(min=1, max=100, help="Pictures to draw in each way.")]
-Device = Annotated[str | None, typer.Option(help="Torch device; by default a GPU if there is one.")]
-RECIPE_HELP = f"One of {', '.join(RECIPE_NAMES)}, or a file that MergeRecipe.to_json wrote"
-Size = Annotated[
-    int,
-    typer.Option(
-        min=16,
-        max=1024,
-        callback=_drawable,
-        help="Pixels along each side, a multiple of 8; at 128 the UNet has 4,096 top-level tokens, the DiT 1,024.",
-    ),
-]
-Side = Annotated[int | None, typer.Option(min=1, max=16384, help="Pixels; by default the model's own size.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -72,7 +50,7 @@ def demo(
     steps: Annotated[int, typer.Option(min=2, max=1000, help="Denoising steps.")] = 50,
     images: Images = 8,
     size: Size = 128,
-    recipe: Annotated[str, typer.Option(callback=_recipe, help=f"{RECIPE_HELP}.")] = "default",
+    recipe: Annotated[str, typer.Option(callback=known_recipe, help=f"{RECIPE_HELP}.")] = "default",
     quick: Annotated[bool, typer.Option("--quick", help="2 pictures, 15 steps: under a minute.")] = False,
     output: Annotated[Path, typer.Option(help="Folder for pictures, curves and results.json.")] = Path("catome-demo"),
     device: Device = None,
@@ -87,23 +65,14 @@ def demo(
 
 @app.command()
 def plan(
-    model: Annotated[
-        str,
-        typer.Argument(
-            help="A folder of a pipeline or network in diffusers format, the name of a timm model, an id on the hub, "
-            "'shipped' or 'shipped/dit'."
-        ),
-    ],
+    model: PlannedModel,
     height: Side = None,
     width: Side = None,
-    frames: Annotated[int | None, typer.Option(min=1, max=10000, help="Frames of a video.")] = None,
+    frames: Frames = None,
     recipe: Annotated[
-        str | None, typer.Option(callback=_recipe, help=f"{RECIPE_HELP}; by default 'default', for ViTs 'vit'.")
+        str | None, typer.Option(callback=known_recipe, help=f"{RECIPE_HELP}; by default 'default', for ViTs 'vit'.")
     ] = None,
-    scale: Annotated[
-        int | None,
-        typer.Option(min=1, max=1024, help="Pixels to a pixel of the network's input; by default the VAE's, or 8."),
-    ] = None,
+    scale: Scale = None,
     device: Annotated[
         Literal["cpu", "cuda"] | None, typer.Option(help="Predict for it; by default a GPU if there is one.")
     ] = None,
@@ -115,17 +84,51 @@ def plan(
 
 
 @app.command()
+def compare(
+    model: Model,
+    prompt: Prompt = None,
+    prompts: Prompts = None,
+    seeds: Annotated[int, typer.Option(min=1, max=1000, help="Pictures of each prompt.")] = 4,
+    steps: Annotated[int | None, typer.Option(min=1, max=1000, help="By default the pipeline's own.")] = None,
+    recipe: Recipes = None,
+    gate: Gate = None,
+    height: Side = None,
+    width: Side = None,
+    frames: Frames = None,
+    output: Annotated[Path, typer.Option(help="Folder for pictures and comparison.json.")] = Path("catome-compare"),
+    device: Device = None,
+    dtype: Dtype = None,
+) -> None:
+    """Draw the same pictures with and without merging on a pipeline of your own: time, memory, fidelity, a verdict."""
+    from catome_bench.commands.compare import read_gate, read_prompts, run_comparison
+
+    passed = run_comparison(
+        model,
+        prompts=read_prompts(prompt or (), prompts),
+        seeds=seeds,
+        recipes=recipe or ("default",),
+        gate=read_gate(gate or ()),
+        sizes={"steps": steps, "height": height, "width": width, "frames": frames},
+        output=output,
+        device=device,
+        dtype=dtype,
+    )
+    if not passed:
+        raise typer.Exit(1)
+
+
+@app.command()
 def bench(
     level: Annotated[
-        list[str] | None, typer.Option(callback=_one_of(LEVELS), help=f"Any of: {', '.join(LEVELS)}.")
+        list[str] | None, typer.Option(callback=one_of(LEVELS), help=f"Any of: {', '.join(LEVELS)}.")
     ] = None,
     case: Annotated[
-        list[str] | None, typer.Option(callback=_one_of(CASE_NAMES), help=f"Any of: {', '.join(CASE_NAMES)}.")
+        list[str] | None, typer.Option(callback=one_of(CASE_NAMES), help=f"Any of: {', '.join(CASE_NAMES)}.")
     ] = None,
     suite: Annotated[
         str | None,
         typer.Option(
-            callback=_one_of(SUITE_NAMES), help="cpu or gpu: what to measure, and how; by default the machine's."
+            callback=one_of(SUITE_NAMES), help="cpu or gpu: what to measure, and how; by default the machine's."
         ),
     ] = None,
     repeats: Annotated[int | None, typer.Option(min=1, help="Timed rounds; by default the suite's.")] = None,

@@ -1,0 +1,123 @@
+"""`catome compare`: what recipes gain and lose on a pipeline of one's own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import torch
+import typer
+
+from catome_bench.commands.options import choose_device, find_recipe
+from catome_bench.compare import compare
+from catome_bench.comparison.compared import check_gate
+from catome_bench.files import check_folder
+from catome_bench.open import open_pipeline
+
+OPTIONS = {"steps": "num_inference_steps", "height": "height", "width": "width", "frames": "num_frames"}
+"""Options by the names that pipelines have for them."""
+
+
+def run_comparison(
+    model: str,
+    *,
+    prompts: Sequence[str],
+    seeds: int,
+    recipes: Sequence[str],
+    gate: Mapping[str, float],
+    sizes: Mapping[str, int | None],
+    output: Path,
+    device: str | None,
+    dtype: str | None,
+) -> bool:
+    """Draw, print a table, and write pictures and `comparison.json` to `output`; returns whether the gate is passed.
+
+    Args:
+        model: As `open_pipeline` takes it.
+        prompts: Or names of classes, for models that draw these.
+        seeds: How many pictures to draw of each prompt.
+        recipes: Names and files.
+        gate: Floors for the medians of "psnr" and "ssim".
+        sizes: Of `OPTIONS`; None: the pipeline's own.
+        output: Folder.
+        device: Torch device.
+        dtype: Of the weights.
+
+    Raises:
+        typer.BadParameter: If the model cannot be opened, does not take a prompt or an option, or draws nothing that
+            can be compared; if a recipe does not fit it, or `output` could not be written.
+    """
+    device, chosen = choose_device(device), {name: find_recipe(name) for name in recipes}
+    default = "float32" if torch.device(device).type == "cpu" else "bfloat16"
+    try:
+        pipe = open_pipeline(model, device, getattr(torch, dtype or default))
+        calls = [arguments_for(pipe, prompt, sizes) for prompt in prompts]
+        check_folder(output, "--output")
+        pipe.set_progress_bar_config(leave=False)
+        compared = compare(pipe, chosen, calls, seeds=range(seeds), gate=gate)
+    except (ValueError, torch.OutOfMemoryError) as error:
+        raise typer.BadParameter(str(error)) from error
+    compared.save(output)
+    typer.echo(f"{compared}\nwritten to {output}: comparison.json, side-by-side.png, pictures")
+    return compared.passes()
+
+
+def read_prompts(given: Sequence[str], file: Path | None) -> list[str]:
+    """The prompts of the command line, and those of a file, one in a line.
+
+    Raises:
+        typer.BadParameter: If the file cannot be read, or there is no prompt.
+    """
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines() if file else []
+    except (OSError, UnicodeDecodeError) as error:
+        raise typer.BadParameter(f"{file} cannot be read: {error}", param_hint="--prompts") from error
+    prompts = [*given, *(line.strip() for line in lines if line.strip())]
+    if not prompts:
+        where = f"{file} has no line with one" if file else "none is given"
+        raise typer.BadParameter(
+            f'{where}; pass --prompt "a cat", or a file with a prompt a line', param_hint="--prompt"
+        )
+    return prompts
+
+
+def read_gate(given: Sequence[str]) -> dict[str, float]:
+    """The floors of options such as "psnr=30".
+
+    Raises:
+        typer.BadParameter: If one has another name, or is no number.
+    """
+    try:
+        return check_gate({name: float(floor) for name, _, floor in (one.partition("=") for one in given)})
+    except ValueError as error:
+        message = f"{', '.join(given)}: {error}; expected numbers, as in psnr=30 or ssim=0.92"
+        raise typer.BadParameter(message, param_hint="--gate") from error
+
+
+def arguments_for(pipe: Any, prompt: str, sizes: Mapping[str, int | None]) -> dict[str, Any]:
+    """The arguments with which a pipeline draws a prompt.
+
+    Raises:
+        ValueError: If it takes no prompt, or not one of the options that are given.
+    """
+    known, kind = signature(pipe.__call__).parameters, type(pipe).__name__
+    given = {OPTIONS[name]: value for name, value in sizes.items() if value is not None}
+    if "classes" in known:
+        return {"classes": [prompt], **_square(given)}
+    if "prompt" not in known:
+        raise ValueError(f"{kind} takes no prompt: compare it in Python, with catome_bench.compare.compare")
+    unknown = [name for name, argument in OPTIONS.items() if argument in given and argument not in known]
+    if unknown:
+        raise ValueError(f"{kind} takes no {OPTIONS[unknown[0]]}: leave --{unknown[0]} out")
+    return {"prompt": prompt, **given}
+
+
+def _square(given: Mapping[str, int]) -> dict[str, int]:
+    """The shipped models draw squares."""
+    others = dict(given)
+    sides = {side for side in (others.pop("height", None), others.pop("width", None)) if side}
+    if len(sides) > 1 or "num_frames" in others:
+        raise ValueError(f"got {dict(given)}; the shipped models draw single squares: pass --height alone")
+    return others | ({"size": sides.pop()} if sides else {})
