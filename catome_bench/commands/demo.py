@@ -12,7 +12,6 @@ from typing import Any
 import torch
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from catome_adapters import MergeRecipe
 from catome_bench.commands.options import choose_device, find_recipe
@@ -25,6 +24,7 @@ from catome_bench.names import Arch
 from catome_bench.plots import jaccard_curves, similarity_curves
 from catome_bench.views.figures import write_figures
 from catome_bench.views.files import save_maps, save_pairs
+from catome_bench.views.tables import render_demo
 
 
 def run_demo(
@@ -104,20 +104,3 @@ def measure_pairs(pairs: list[Pair]) -> dict[str, Any]:
         "psnr": psnr if math.isfinite(psnr) else None,
         "ssim": mean_ssim(merged, baseline),
     }
-
-
-def render_demo(results: dict[str, Any]) -> Table:
-    """The results of `measure_pairs` as a table."""
-    table = Table("", "s/image", "speed-up", "merged", "checkpoints", "PSNR", "SSIM")
-    seconds = results["seconds_per_image"]
-    table.add_row("baseline", f"{seconds['baseline']:.2f}", "1.00x", "0 %", "-", "-", "-")
-    table.add_row(
-        "CA-ToMe",
-        f"{seconds['merged']:.2f}",
-        f"{results['speedup']:.2f}x",
-        f"{results['merged_fraction']:.0%}",
-        str(len(results["checkpoints"])),
-        "same" if results["psnr"] is None else f"{results['psnr']:.1f} dB",
-        f"{results['ssim']:.4f}",
-    )
-    return table
