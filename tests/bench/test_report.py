@@ -226,8 +226,10 @@ def test_only_some_pictures_of_many_are_in_the_page(results):
     assert "Pictures, 8 of 20; the others are in the folder" in page.texts
 
 
-def test_a_name_with_dollar_signs_is_no_formula_and_no_ink_is_black():
-    html = plot("a plot", lambda: draw_front([drawn("$\\frac$", 1.2, 40.0), drawn("-->", 1.3, 30.0)], "<i>"))
+def test_a_name_in_a_plot_is_no_formula_and_may_be_long_and_no_ink_is_black():
+    html = plot(
+        "a plot", lambda: draw_front([drawn("$\\frac$", 1.2, 40.0), drawn("-->" + 300 * "x", 1.3, 30.0)], "<i>")
+    )
     assert "<!--" not in html and "#000000" not in html
     page = Page(html)
     assert not page.all("i") and page.of_class("plot")[0]["aria-label"] == "a plot"
@@ -266,8 +268,10 @@ def test_results_of_another_version_are_refused(results, field):
 
 def test_only_pictures_of_the_folder_are_shown(results):
     name = json.loads((results / "comparison.json").read_text())["rows"][0]["pictures"][0]
-    (results / name).write_text("no picture")
-    assert f"{Path(name).name} is missing or no PNG; draw the pictures again" in refused(results)
+    whole = (results / name).read_bytes()
+    for broken in (b"no picture", whole[: len(whole) // 2]):
+        (results / name).write_bytes(broken)
+        assert f"{Path(name).name} is missing or no PNG; draw the pictures again" in refused(results)
     (results / name).unlink()
     assert f"{Path(name).name} is missing or no PNG; draw the pictures again" in refused(results)
     Image.new("L", (2, 2)).save(results.parent / "secret.png")
