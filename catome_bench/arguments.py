@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from catome_bench.names import RECIPE_NAMES, Arch
+from catome_bench.names import CASE_NAMES, LEVELS, RECIPE_NAMES, SUITE_NAMES, Arch
 
 
 def one_of(names: Sequence[str]) -> Callable[[str | list[str] | None], str | list[str] | None]:
@@ -76,4 +76,17 @@ Gate = Annotated[
 Dtype = Annotated[
     Literal["float32", "float16", "bfloat16"] | None,
     typer.Option(help="Of the weights; by default float32, on a GPU bfloat16."),
+]
+Levels = Annotated[list[str] | None, typer.Option(callback=one_of(LEVELS), help=f"Any of: {', '.join(LEVELS)}.")]
+Cases = Annotated[list[str] | None, typer.Option(callback=one_of(CASE_NAMES), help=f"Any of: {', '.join(CASE_NAMES)}.")]
+Suite = Annotated[
+    str | None,
+    typer.Option(callback=one_of(SUITE_NAMES), help="cpu or gpu: what to measure, and how; by default the machine's."),
+]
+Subjects = Annotated[
+    list[str] | None,
+    typer.Option(help="Only these contenders of a block, a network or a picture, beside the unpatched."),
+]
+ResultsFolder = Annotated[
+    Path, typer.Argument(metavar="DIR", help="Folder that catome demo, compare or bench wrote results to.")
 ]

@@ -12,26 +12,30 @@ import typer
 
 from catome_bench.arguments import (
     RECIPE_HELP,
+    Cases,
     Device,
     Dtype,
     Frames,
     Gate,
     Images,
+    Levels,
     Model,
     Network,
     PlannedModel,
     Prompt,
     Prompts,
     Recipes,
+    ResultsFolder,
     Scale,
     Side,
     Size,
+    Subjects,
+    Suite,
     known_recipe,
-    one_of,
 )
 from catome_bench.endings import CommandGroup
 from catome_bench.measure.versions import installed_version
-from catome_bench.names import CASE_NAMES, LEVELS, SUITE_NAMES, Arch
+from catome_bench.names import Arch
 
 app = typer.Typer(cls=CommandGroup, add_completion=False, pretty_exceptions_enable=False)
 
@@ -119,23 +123,11 @@ def compare(
 
 @app.command()
 def bench(
-    level: Annotated[
-        list[str] | None, typer.Option(callback=one_of(LEVELS), help=f"Any of: {', '.join(LEVELS)}.")
-    ] = None,
-    case: Annotated[
-        list[str] | None, typer.Option(callback=one_of(CASE_NAMES), help=f"Any of: {', '.join(CASE_NAMES)}.")
-    ] = None,
-    suite: Annotated[
-        str | None,
-        typer.Option(
-            callback=one_of(SUITE_NAMES), help="cpu or gpu: what to measure, and how; by default the machine's."
-        ),
-    ] = None,
+    level: Levels = None,
+    case: Cases = None,
+    suite: Suite = None,
     repeats: Annotated[int | None, typer.Option(min=1, help="Timed rounds; by default the suite's.")] = None,
-    subject: Annotated[
-        list[str] | None,
-        typer.Option(help="Only these contenders of a block, a network or a picture, beside the unpatched."),
-    ] = None,
+    subject: Subjects = None,
     steps: Annotated[list[int] | None, typer.Option(min=1, max=1000, help="Pictures: lengths of the runs.")] = None,
     images: Images = 4,
     size: Size = 128,
@@ -171,6 +163,17 @@ def calibrate(
     from catome_bench.commands.calibrate import run_calibration
 
     run_calibration(arch, steps=steps, images=images, size=size, floor=floor, output=output, device=device)
+
+
+@app.command()
+def report(
+    folder: ResultsFolder,
+    output: Annotated[Path | None, typer.Option(help="HTML file to write; by default DIR/report.html.")] = None,
+) -> None:
+    """Show results as one HTML page, which needs no network: pictures, merge maps, curves, tables."""
+    from catome_bench.commands.report import write_page
+
+    write_page(folder, output)
 
 
 @app.command()

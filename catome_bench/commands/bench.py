@@ -14,7 +14,6 @@ from typing import Any
 import torch
 import typer
 from rich.console import Console
-from rich.table import Table
 from torch._logging._internal import set_logs
 
 from catome_bench.commands.jobs import Job, Setting, plan_jobs
@@ -24,7 +23,7 @@ from catome_bench.files import check_file, whole_file
 from catome_bench.measure.environment import describe_environment
 from catome_bench.measure.rows import Row, describe
 from catome_bench.views.scatter import scatter
-from catome_bench.views.tables import render_checks, render_never_slower, render_pictures, render_rows
+from catome_bench.views.tables import render_measured
 
 MIN_COLUMNS = 120
 MEASURED_PACKAGES = ("tomesd", "ca-tome", "triton")
@@ -94,7 +93,7 @@ def run_jobs(jobs: Sequence[Job], report: dict[str, Any], output: Path, seconds:
             report["not_begun"].append(job.title)
         else:
             report["tables"].append(run_job(job))
-            console.print(render_table(report["tables"][-1], job.title))
+            console.print(render_measured(report["tables"][-1], job.title))
             draw_scatter(report["tables"][-1], output)
         write_report(report, output)
     if report["not_begun"]:
@@ -125,17 +124,6 @@ def _free_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def render_table(table: dict[str, Any], title: str) -> Table | str:
-    """One measured table, rendered as its level requires."""
-    if table["note"]:
-        return f"{title}: {table['note']}"
-    if table["level"] == "pipeline":
-        return render_pictures(table)
-    if table["level"] == "never-slower":
-        return render_never_slower(table)
-    return (render_checks if table["level"] == "check" else render_rows)(title, table["rows"])
 
 
 def draw_scatter(table: dict[str, Any], output: Path) -> None:

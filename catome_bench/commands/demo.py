@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections import defaultdict
-from itertools import cycle, islice, pairwise
+from itertools import cycle, islice
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -13,7 +12,6 @@ from typing import Any
 import torch
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from catome_adapters import MergeRecipe
 from catome_bench.commands.options import choose_device, find_recipe
@@ -23,8 +21,10 @@ from catome_bench.measure.fidelity import mean_psnr, mean_ssim
 from catome_bench.models.artist import CLASSES, Artist, Pair, unmerged_is_fine
 from catome_bench.models.pipeline import load_shipped
 from catome_bench.names import Arch
+from catome_bench.plots import jaccard_curves, similarity_curves
 from catome_bench.views.figures import write_figures
-from catome_core import MergePlan, jaccard_distance
+from catome_bench.views.files import save_maps, save_pairs
+from catome_bench.views.tables import render_demo
 
 
 def run_demo(
@@ -46,13 +46,20 @@ def run_demo(
     )
     warm_up(artist, recipe, names[0])
     pairs = [artist.draw_pair(name, seed, recipe) for seed, name in enumerate(names)]
-    history = artist.record(names[0], 0, recipe)
+    recording = artist.record(names[0], 0, recipe)
     results = measure_pairs(pairs)
     console.print(render_demo(results))
-    curves = measure_jaccard(history)
-    write_figures(output, pairs, history, curves)
+    write_figures(output, pairs, recording)
     settings = {"recipe": json.loads(recipe.to_json()), "arch": arch, "steps": steps, "images": images, "size": size}
-    report = {"machine": describe_environment(device), "settings": settings, "results": results, "jaccard": curves}
+    report = {
+        "machine": describe_environment(device),
+        "settings": settings,
+        "results": results,
+        "jaccard": jaccard_curves(recording.history),
+        "similarity": similarity_curves(recording.summary),
+        "pictures": save_pairs(output, pairs),
+        "merge_maps": save_maps(output, recording.history),
+    }
     with whole_file(output / "results.json") as part:
         part.write_text(json.dumps(report, indent=2) + "\n")
     console.print(f"written to {output}: " + ", ".join(sorted(file.name for file in output.iterdir())))
@@ -97,29 +104,3 @@ def measure_pairs(pairs: list[Pair]) -> dict[str, Any]:
         "psnr": psnr if math.isfinite(psnr) else None,
         "ssim": mean_ssim(merged, baseline),
     }
-
-
-def measure_jaccard(history: list[dict[str, MergePlan]]) -> dict[str, list[float]]:
-    """Distance between the pairs of consecutive steps, by layer, averaged over the batch (paper, Fig. 4)."""
-    curves = defaultdict(list)
-    for before, after in pairwise(history):
-        for site in before:
-            curves[site].append(jaccard_distance(before[site], after[site]).mean().item())
-    return dict(curves)
-
-
-def render_demo(results: dict[str, Any]) -> Table:
-    """The results of `measure_pairs` as a table."""
-    table = Table("", "s/image", "speed-up", "merged", "checkpoints", "PSNR", "SSIM")
-    seconds = results["seconds_per_image"]
-    table.add_row("baseline", f"{seconds['baseline']:.2f}", "1.00x", "0 %", "-", "-", "-")
-    table.add_row(
-        "CA-ToMe",
-        f"{seconds['merged']:.2f}",
-        f"{results['speedup']:.2f}x",
-        f"{results['merged_fraction']:.0%}",
-        str(len(results["checkpoints"])),
-        "same" if results["psnr"] is None else f"{results['psnr']:.1f} dB",
-        f"{results['ssim']:.4f}",
-    )
-    return table

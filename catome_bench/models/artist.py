@@ -50,6 +50,18 @@ class Pair(NamedTuple):
     summary: SessionSummary
 
 
+class Recording(NamedTuple):
+    """A run in which every layer finds the pairs above the threshold anew at every step.
+
+    Attributes:
+        history: The plans of every step, by site.
+        summary: Of the run.
+    """
+
+    history: list[dict[str, MergePlan]]
+    summary: SessionSummary
+
+
 class Artist:
     """Draws one picture at a time, each from a seed of its own."""
 
@@ -72,8 +84,8 @@ class Artist:
             merged = self.draw(name, seed, "merged")
             return Pair(name, baseline, merged, session.summary())
 
-    def record(self, name: str, seed: int, recipe: MergeRecipe) -> list[dict[str, MergePlan]]:
-        """Plans of all pairs above the threshold, by site, recomputed at every step (paper, Fig. 4)."""
+    def record(self, name: str, seed: int, recipe: MergeRecipe) -> Recording:
+        """Draw a picture, recording all pairs above the threshold in the layers of the top level (paper, Fig. 4)."""
         matching = recipe.policy if isinstance(recipe.policy, AdaptiveMerge) else AdaptiveMerge()
         policy = replace(matching, capacity=1.0, spare="pad")
         # "all": whether it gains time or not.
@@ -89,4 +101,4 @@ class Artist:
                 self.draw(name, seed, "pairs")
             finally:
                 handle.remove()
-        return history
+            return Recording(history, session.summary())

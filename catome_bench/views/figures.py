@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
-import torch
 from einops import rearrange
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
@@ -14,20 +14,23 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from catome_bench.files import whole_file
-from catome_bench.models.artist import Pair
-from catome_core import MergePlan, merge, unmerge
+from catome_bench.models.artist import Pair, Recording
+from catome_bench.plots import jaccard_curves, plot_jaccard, plot_merge_map, plot_similarity, similarity_curves
+from catome_core import MergePlan, TokenGrid, merge, unmerge
 
 matplotlib.use("agg")
 
+Curves = Mapping[str, Any]
+"""Figures over the steps, by layer."""
 
-def write_figures(
-    folder: Path, pairs: Sequence[Pair], history: Sequence[dict[str, MergePlan]], curves: dict[str, list[float]]
-) -> None:
+
+def write_figures(folder: Path, pairs: Sequence[Pair], recording: Recording) -> None:
     """Write every figure of the demo into a folder."""
     figures = {
         "side-by-side": side_by_side(pairs),
-        "merge-map": merge_map(pairs[0].baseline.picture, history),
-        "jaccard": jaccard_curves(curves),
+        "merge-map": merge_map(pairs[0].baseline.picture, recording.history),
+        "jaccard": curves_of(plot_jaccard, jaccard_curves(recording.history)),
+        "similarity": curves_of(plot_similarity, similarity_curves(recording.summary)),
         "merged-fraction": merged_fractions(pairs[0]),
     }
     for name, figure in figures.items():
@@ -63,33 +66,32 @@ def merge_map(picture: Tensor, history: Sequence[dict[str, MergePlan]]) -> Figur
     axes[1, 0].set_axis_off()
     for column, step in enumerate(steps, start=1):
         plan = _last_sample(history[step][site])
-        averaged, kept = paint_plan(picture, plan)
-        _show(axes[0, column], averaged)
-        _show(axes[1, column], kept)
-        axes[0, column].set_title(f"step {step}: {(plan.size > 0).sum():,} of {plan.slot.shape[1]:,} tokens")
+        _show(axes[0, column], average_slots(picture, plan))
+        plot_merge_map(plan, square_grid(plan), picture, axes[1, column])
+        axes[0, column].set_title(f"step {step}")
     figure.suptitle(f"{site}, pairs above the threshold")
     return figure
 
 
-def paint_plan(picture: Tensor, plan: MergePlan) -> tuple[Tensor, Tensor]:
-    """The picture (3, h, w) with each token in the mean color of its slot, and the picture with merged tokens dark."""
-    side = round(plan.slot.shape[1] ** 0.5)
+def average_slots(picture: Tensor, plan: MergePlan) -> Tensor:
+    """The picture (3, h, w) with each token in the mean color of its slot."""
+    side, _ = square_grid(plan).shape
     patch = picture.shape[-1] // side
     tokens = rearrange(picture, "c (h i) (w j) -> 1 (h w) (c i j)", h=side, w=side)
-    alone = (plan.size.gather(1, plan.slot) == 1)[..., None]
-    painted = (unmerge(merge(tokens, plan), plan), torch.where(alone, tokens, tokens * 0.25))
-    back = "1 (h w) (c i j) -> c (h i) (w j)"
-    averaged, kept = (rearrange(image, back, h=side, i=patch, j=patch) for image in painted)
-    return averaged, kept
+    averaged = unmerge(merge(tokens, plan), plan)
+    return rearrange(averaged, "1 (h w) (c i j) -> c (h i) (w j)", h=side, i=patch, j=patch)
 
 
-def jaccard_curves(curves: dict[str, list[float]]) -> Figure:
-    """Jaccard distance between the pairs of consecutive steps, one curve per layer (paper, Fig. 4)."""
-    figure, axis = plt.subplots(figsize=(8, 4), layout="constrained")
-    for site, distances in curves.items():
-        axis.plot(range(1, len(distances) + 1), distances, label=site)
-    axis.set(xlabel="step", ylabel="Jaccard distance to the step before", ylim=(0, 1))
-    axis.legend(fontsize="small")
+def square_grid(plan: MergePlan) -> TokenGrid:
+    """The grid of a plan of the shipped models, whose pictures are square."""
+    side = round(plan.slot.shape[1] ** 0.5)
+    return TokenGrid((side, side))
+
+
+def curves_of(plot: Callable[[Curves, Axes], Axes], curves: Curves) -> Figure:
+    """A wide figure of one plot of curves by layer."""
+    figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
+    plot(curves, axes)
     return figure
 
 

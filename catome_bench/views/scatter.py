@@ -21,6 +21,7 @@ STYLES = {
     "step cache": ("D", "tab:orange"),
     "on top": ("*", "tab:green"),
 }
+LONGEST_NAME = 30
 # Offsets of a label from its point, in points, best first: (x, y, horizontal alignment).
 OFFSETS = [(side * 6, y, align) for y in (0, 8, -8, 16, -16, 24, -24) for side, align in ((1, "left"), (-1, "right"))]
 
@@ -34,11 +35,21 @@ def scatter(results: Mapping[str, Any]) -> Figure:
     size = (7.5 * len(totals), 6)
     figure, axes = plt.subplots(1, len(totals), figsize=size, squeeze=False, layout="constrained")
     for axis, total in zip(axes[0], totals, strict=True):
-        _panel(axis, [row for row in results["rows"] if row["steps"] == total and _is_finite(row)])
+        _panel(axis, [row for row in results["rows"] if row["steps"] == total and is_finite(row)])
         axis.set_title(f"{total} steps, {results['size']} x {results['size']} pixels, pictures: {results['images']}")
     figure.draw_without_rendering()
     for axis in axes[0]:
         _spread_labels(axis)
+    return figure
+
+
+def draw_front(rows: Sequence[Mapping[str, Any]], title: str = "") -> Figure:
+    """Draw rows with a finite PSNR in one panel."""
+    figure, axis = plt.subplots(layout="constrained")
+    _panel(axis, rows)
+    axis.set_title(title)
+    figure.draw_without_rendering()
+    _spread_labels(axis)
     return figure
 
 
@@ -51,13 +62,18 @@ def _panel(axis: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
     for row in rows:
         at, color = _point(row), STYLES[row["family"]][1]
         axis.annotate(
-            row["subject"], at, (0, 0), textcoords="offset points", va="center", color=color, fontsize="small"
+            _short(row["subject"]), at, (0, 0), textcoords="offset points", va="center", color=color, fontsize="small"
         )
     axis.axvline(1, color="black", linewidth=0.8)
     axis.margins(x=0.15)
     axis.set(xlabel="speed-up over the unmerged run", ylabel="PSNR against the unmerged picture, dB")
     axis.grid(alpha=0.3)
     axis.legend()
+
+
+def _short(name: str) -> str:
+    """A name may be the path of a file, longer than the plot is wide."""
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 3]}..."
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -74,8 +90,9 @@ def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     return best[::-1]
 
 
-def _is_finite(row: Mapping[str, Any]) -> bool:
-    return "psnr" in row and row["psnr"]["median"] is not None
+def is_finite(row: Mapping[str, Any]) -> bool:
+    """Whether a row has a PSNR that can be drawn."""
+    return row.get("psnr") is not None and row["psnr"]["median"] is not None
 
 
 def _point(row: Mapping[str, Any]) -> tuple[float, float]:

@@ -11,6 +11,17 @@ from rich.table import Table
 UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "us"))
 
 
+def render_measured(measured: Mapping[str, Any], title: str = "") -> Table | str:
+    """One measured table, rendered as its level requires."""
+    if measured["note"]:
+        return f"{title}: {measured['note']}"
+    if measured["level"] == "pipeline":
+        return render_pictures(measured)
+    if measured["level"] == "never-slower":
+        return render_never_slower(measured)
+    return (render_checks if measured["level"] == "check" else render_rows)(title, measured["rows"])
+
+
 def render_rows(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
     """Timed rows of one level, case and mode; columns that are empty in every row are left out."""
     cells = [_row_cells(row) for row in rows]
@@ -141,3 +152,20 @@ def _vit_line(row: Mapping[str, Any]) -> str:
     milliseconds = row["median"] * 1e3
     head = f"{row['subject']:<34}{row['tokens']:>8}{milliseconds:>10.1f}"
     return f"{head}{row['cosine']:>10.4f}{row['correct']:>10.1%}"
+
+
+def render_demo(results: Mapping[str, Any]) -> Table:
+    """The results of the demo."""
+    table = Table("", "s/image", "speed-up", "merged", "checkpoints", "PSNR", "SSIM")
+    seconds = results["seconds_per_image"]
+    table.add_row("baseline", f"{seconds['baseline']:.2f}", "1.00x", "0 %", "-", "-", "-")
+    table.add_row(
+        "CA-ToMe",
+        f"{seconds['merged']:.2f}",
+        f"{results['speedup']:.2f}x",
+        f"{results['merged_fraction']:.0%}",
+        str(len(results["checkpoints"])),
+        "same" if results["psnr"] is None else f"{results['psnr']:.1f} dB",
+        f"{results['ssim']:.4f}",
+    )
+    return table

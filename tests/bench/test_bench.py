@@ -18,6 +18,7 @@ from catome_bench.models.photographs import CLASS_NAMES, PHOTOGRAPHS, load_photo
 from catome_bench.models.pipeline import PIPELINES
 from catome_bench.models.weights import SHIPPED
 
+SIDES = ("baseline", "merged")
 MERGING_COSTS = rates.DEVICE_RATES["cpu"]
 """As it is outside of the tests: see conftest.py."""
 
@@ -96,14 +97,18 @@ def test_demo_writes_pictures_curves_and_results(tmp_path, arch, sites):
     ]
     result = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert result.exit_code == 0, result.output
-    pictures = {"side-by-side.png", "merge-map.png", "jaccard.png", "merged-fraction.png"}
-    assert {file.name for file in output.iterdir()} == pictures | {"results.json"}
+    figures = {"side-by-side.png", "merge-map.png", "jaccard.png", "similarity.png", "merged-fraction.png"}
+    assert {file.name for file in output.iterdir()} == figures | {"results.json", "pictures", "merge-maps"}
     report = json.loads((output / "results.json").read_text())
     assert report["settings"]["arch"] == arch
     assert report["settings"]["recipe"]["policy"]["threshold"] == 0.7
     assert 0 < report["results"]["merged_fraction"] < 0.75
     assert report["results"]["psnr"] > 20
-    assert len(report["jaccard"]) == sites
+    assert len(report["jaccard"]) == len(report["merge_maps"]) == sites
+    assert all([point[0] for point in points] == [0, 1, 2] for points in report["similarity"].values())
+    assert [pair["name"] for pair in report["pictures"]] == ["cat", "coffee"]
+    written = [*report["merge_maps"].values(), *(pair[side] for pair in report["pictures"] for side in SIDES)]
+    assert {str(file.relative_to(output)) for file in output.glob("*/*")} == set(written)
     assert "CA-ToMe" in result.output
 
 

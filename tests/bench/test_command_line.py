@@ -22,7 +22,7 @@ from catome_bench.models.pipeline import PIPELINES
 from catome_bench.races.blocks import CASES
 from catome_bench.races.networks import NETWORKS
 
-COMMANDS = ("demo", "plan", "compare", "bench", "calibrate", "vits", "train")
+COMMANDS = ("demo", "plan", "compare", "bench", "report", "calibrate", "vits", "train")
 
 
 def refused(*arguments: object, code: int = 2) -> str:
