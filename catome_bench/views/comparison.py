@@ -52,7 +52,7 @@ def side_by_side(pictures: Mapping[str, Sequence[Tensor]]) -> Figure:
     figure = Figure(figsize=(2.2 * len(unmerged) + 0.4, 2.2 * len(rows)), layout="constrained")
     axes = figure.subplots(len(rows), len(unmerged), squeeze=False)
     for line, (label, some) in zip(axes, rows, strict=True):
-        line[0].set_ylabel(label)
+        line[0].set_ylabel(label, parse_math=False)
         for axis, picture in zip(line, some, strict=True):
             _show(axis, picture)
     return figure
