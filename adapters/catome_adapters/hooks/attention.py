@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import cache
 from typing import Any, ClassVar, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from catome_adapters.hooks.arguments import AttentionNeeds, ByArguments
 from catome_adapters.hooks.backend import kernel_for
-from catome_adapters.hooks.failures import explain_failure
+from catome_adapters.hooks.failures import explain_failure, refuse_uncalled
 from catome_adapters.hooks.forward import ForwardState
 from catome_adapters.hooks.lattices import needs_of_call
 from catome_adapters.hooks.substitutes import find_substitutes
-from catome_adapters.hooks.within import Contexts, run_within
 from catome_adapters.sites.call import Arguments, Signature, gather_rows
 from catome_adapters.sites.plans import BlockPlans
 from catome_adapters.sites.site import MergeSite
 from catome_core import InterceptAttention, merge, unmerge
+
+# torch has no public way to see how many function modes are open, or to close one from outside.
+_count_function_modes: Callable[[], int] = torch._C._len_torch_function_stack  # pyright: ignore[reportPrivateUsage]
+_pop_function_mode: Callable[[], object] = torch._C._pop_torch_function_stack  # pyright: ignore[reportPrivateUsage]
+
+Contexts = tuple[AbstractContextManager[Any], ...]
 
 
 class AttentionScope(Protocol):
@@ -166,15 +173,28 @@ class SelfAttention:
         return tokens[:, first : first + self.state.length]
 
     def _expect_interception(self, context: object) -> None:
-        if not isinstance(context, InterceptAttention) or not context.required:
-            return
-        if context.was_called:
+        if isinstance(context, InterceptAttention) and context.required:
+            # What a cache over steps returns was computed, and intercepted, at an earlier step.
+            if not context.was_called and not (self.was_intercepted and find_substitutes(self.module)):
+                refuse_uncalled(self.site, self.module, context.length)
             self.was_intercepted = True
-        # What it returns was computed at an earlier step, and intercepted then.
-        elif not self.was_intercepted or not find_substitutes(self.module):
-            raise ValueError(
-                f"{self.site.name}: {type(self.module).__name__} did not call scaled_dot_product_attention with "
-                f"{context.length} keys, so it cannot be made aware of what merged: switch to the default attention "
-                'backend, fused attention and no slicing, or use scope="attention" with '
-                'AdaptiveMerge(spare="fill") and proportional=False'
-            )
+
+
+def run_within(contexts: Contexts, forward: Callable[..., Any], call: Arguments) -> Any:
+    """Call `forward` with all contexts open, the first outermost; afterwards no function mode of theirs is left."""
+    if not contexts or torch.compiler.is_compiling():
+        return _nest(contexts, forward, call)
+    depth = _count_function_modes()
+    try:
+        return _nest(contexts, forward, call)
+    finally:
+        # An interrupt may come between the moment a mode is on the stack and the `with` statement that removes it.
+        while _count_function_modes() > depth:
+            _pop_function_mode()
+
+
+def _nest(contexts: Contexts, forward: Callable[..., Any], call: Arguments) -> Any:
+    if not contexts:
+        return forward(*call[0], **call[1])
+    with contexts[0]:
+        return _nest(contexts[1:], forward, call)

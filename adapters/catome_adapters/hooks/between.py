@@ -78,7 +78,7 @@ class Between(HookOwner):
     def _refuse_additions(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self.is_copy:
             return
-        given = dict(zip(self.names[: len(args)], args, strict=True)) | kwargs
+        given = dict(zip(self.names, args, strict=False)) | kwargs
         added = [argument for argument, value in given.items() if "controlnet" in argument and value is not None]
         if added:
             raise ValueError(

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from catome_adapters.sites.call import Arguments, Signature
 from catome_adapters.sites.plans import BlockPlans
@@ -42,3 +42,12 @@ def _tensors(signature: Signature, call: Arguments) -> Iterator[tuple[str, Tenso
     for name, value in given.items():
         parts = value if isinstance(value, tuple | list) else (value,)
         yield from ((name, part) for part in parts if isinstance(part, Tensor))
+
+
+def refuse_uncalled(site: MergeSite, attention: nn.Module, keys: int) -> NoReturn:
+    """Raise ValueError: the call that was to be intercepted, with this many keys, never came."""
+    raise ValueError(
+        f"{site.name}: {type(attention).__name__} did not call scaled_dot_product_attention with {keys} keys, so it "
+        "cannot be made aware of what merged: switch to the default attention backend, fused attention and no slicing, "
+        'or use scope="attention" with AdaptiveMerge(spare="fill") and proportional=False'
+    )

@@ -73,7 +73,7 @@ class Host(HookOwner):
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self.is_copy:
             return
-        given = dict(zip(self.names[: len(args)], args, strict=True)) | kwargs
+        given = dict(zip(self.names, args, strict=False)) | kwargs
         if not torch.compiler.is_compiling():
             self._begin_call(next((value for value in given.values() if isinstance(value, Tensor)), None))
         self.size = grid_size(self.measure(given))

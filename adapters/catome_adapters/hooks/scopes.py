@@ -7,12 +7,11 @@ from typing import Any
 
 from torch import nn
 
-from catome_adapters.hooks.attention import SelfAttention
+from catome_adapters.hooks.attention import Contexts, SelfAttention
 from catome_adapters.hooks.between import refuse_hidden_states
 from catome_adapters.hooks.forward import ForwardState
 from catome_adapters.hooks.progressive import Progressive
 from catome_adapters.hooks.scope import Scope
-from catome_adapters.hooks.within import Contexts
 from catome_adapters.sites.call import Arguments, BlockCall, gather_rows
 from catome_adapters.sites.plans import BlockPlans
 from catome_adapters.sites.site import MergeSite
