@@ -117,9 +117,16 @@ def _around(x: float, y: float) -> Bbox:
 
 
 def _covered(label: Annotation, offset: tuple[int, int, str], taken: Sequence[Bbox]) -> float:
+    """The area that the label shares with others, and what of it is outside of the axes."""
     _move(label, offset)
     own = label.get_window_extent()
-    return sum(cut.width * cut.height for box in taken if (cut := Bbox.intersection(own, box)) is not None)
+    inside = _shared(own, label.axes.get_window_extent()) if label.axes else 0.0
+    return sum(_shared(own, box) for box in taken) + own.width * own.height - inside
+
+
+def _shared(one: Bbox, other: Bbox) -> float:
+    cut = Bbox.intersection(one, other)
+    return 0.0 if cut is None else cut.width * cut.height
 
 
 def _move(label: Annotation, offset: tuple[int, int, str]) -> None:

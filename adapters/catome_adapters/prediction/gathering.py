@@ -20,18 +20,22 @@ def weights_as_gathered(weights: SiteWeights, policy: AdaptiveMerge | Lattice) -
 def gather_seconds(lattice: Lattice, weights: SiteWeights, grid: TokenGrid, batch: int, rates: DeviceRates) -> float:
     """Reading and writing the anchors, before their projections or behind; of a near field, the keys of every tile.
 
+    What all tiles gather is large, and new to the process in every call: on the shipped DiT that is most of it.
+
     Examples:
         >>> weights = SiteWeights(channels=8, width=8, projections=256, rest=1024, text_width=0, itemsize=4)
         >>> rates = DeviceRates(flops=1e6, attention_flops=1e6, bandwidth=1e6, launch=0.0)
         >>> gather_seconds(Lattice(), weights, TokenGrid((8, 8)), 1, rates)
         0.001024
     """
-    field = lattice.field(grid)
+    field, paged = lattice.field(grid), 0
     if field is not None:
         # Keys and values of the tiles, their queries, and what these attend to.
-        numbers, launches = 2 * (field.tiles * field.keys + grid.tokens) * weights.width, NEAR_LAUNCHES
+        paged = numbers = 2 * (field.tiles * field.keys + grid.tokens) * weights.width
+        launches = NEAR_LAUNCHES
     elif weights.takes_keys:
         numbers, launches = (grid.prefix + grid.destinations) * weights.channels, GATHER_LAUNCHES
     else:
         numbers, launches = 2 * (grid.prefix + grid.destinations) * weights.width, GATHER_BEHIND_LAUNCHES
-    return 2 * batch * numbers * weights.itemsize / rates.bandwidth + launches * rates.launch
+    copied, paged = 2 * batch * numbers * weights.itemsize, batch * paged * weights.itemsize
+    return copied / rates.bandwidth + paged / rates.paging + launches * rates.launch
