@@ -13,6 +13,7 @@ from torch import Tensor
 from catome_bench.comparison.measured import UNITS, Measured
 from catome_bench.files import whole_file
 from catome_bench.views.comparison import render_comparison, save_picture, side_by_side, to_text
+from catome_bench.views.speed import pace
 
 RULE = "keep: in the median of the calls it is faster than unmerged, by 1 % or more, and it passes the gate"
 WITHOUT_LPIPS = (
@@ -119,13 +120,7 @@ def _verdict(row: Measured, gate: Mapping[str, float]) -> str:
     likeness = "with the same pictures" if psnr == float("inf") else f"at {psnr:.1f} dB"
     faults = row.failures(gate) + (["it is no faster"] if speed <= 1 else [])
     answer = f"drop, since {' and '.join(faults)}" if faults else "keep"
-    return f"{row.name}: {_pace(speed)} {likeness}: {answer}{_doubt(row)}"
-
-
-def _pace(speed: float) -> str:
-    if speed == 1:
-        return "as fast"
-    return f"{speed:.2f}x faster" if speed > 1 else f"{1 / speed:.2f}x slower"
+    return f"{row.name}: {'as fast' if speed == 1 else pace(speed)} {likeness}: {answer}{_doubt(row)}"
 
 
 def _doubt(row: Measured) -> str:

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from catome_adapters import MergeRecipe
 from catome_bench.comparison.drawing import Drawn
-from catome_bench.comparison.pictures import to_bytes
 from catome_bench.measure.fidelity import mean_psnr, mean_ssim
 from catome_bench.measure.spread import Spread
+from catome_bench.views.comparison import to_bytes
 
 UNITS = {"psnr": " dB", "ssim": ""}
 """The measures of fidelity that a gate may ask for."""

@@ -42,11 +42,6 @@ def to_pictures(output: Any) -> Tensor:
     return pictures.expand(-1, 3, -1, -1)
 
 
-def to_bytes(picture: Tensor) -> Tensor:
-    """A picture in [0, 1] as it is saved: uint8."""
-    return (picture * 255).round().to(torch.uint8)
-
-
 def _to_tensor(found: Any) -> Tensor:
     """Float32 (n, channels, height, width), on the host."""
     if isinstance(found, list | tuple) and found:

@@ -41,7 +41,7 @@ LEFT_BEHIND = ("_tome_info", "_ca_tome_info", "_cache_info", "inference_step")
 @contextmanager
 def tomesd(model: Any, ratio: float = 0.5) -> Iterator[None]:
     """The package tomesd 0.1.3: a fixed share of the tokens, matched anew at every step, random destinations."""
-    with _patched(import_peer("tomesd", "tomesd==0.1.3"), _network(model), ratio=ratio):
+    with _patched(import_peer("tomesd", "tomesd==0.1.3"), first_network(model), ratio=ratio):
         yield
 
 
@@ -53,7 +53,7 @@ def ca_tome(model: Any, threshold: float = 0.7) -> Iterator[PeerSteps]:
     one context a second picture starts with the pairs of the first.
     """
     package = import_peer("ca_tome", "--no-deps ca-tome==0.1.3")
-    with _patched(package.patch, _network(model), compute_on=package.CacheConf.CONFIG_3, r=threshold) as blocks:
+    with _patched(package.patch, first_network(model), compute_on=package.CacheConf.CONFIG_3, r=threshold) as blocks:
         steps = PeerSteps(blocks)
         with steps.observing(getattr(model, "scheduler", None)):
             yield steps
@@ -62,7 +62,7 @@ def ca_tome(model: Any, threshold: float = 0.7) -> Iterator[PeerSteps]:
 @contextmanager
 def todo(model: Any, stride: int = 2) -> Iterator[None]:
     """ToDo's idea (Smith et al. 2024): keys and values from every second row and column, all queries."""
-    network, grid = _network(model), [0, 0]
+    network, grid = first_network(model), [0, 0]
     patch = getattr(network, "patch_size", 1)
 
     def record_grid(module: nn.Module, args: tuple[Any, ...]) -> None:
@@ -138,6 +138,6 @@ def _check_norms(blocks: list[BasicTransformerBlock]) -> None:
         raise ValueError(f"norm_type is {min(unknown)!r}; the peer's block supports only {', '.join(SUPPORTED_NORMS)}")
 
 
-def _network(model: Any) -> nn.Module:
+def first_network(model: Any) -> nn.Module:
     """The first denoising network of a pipeline, which is the only one that these packages patch."""
     return next(iter(denoisers(model).values()))

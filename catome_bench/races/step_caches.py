@@ -20,9 +20,8 @@ from diffusers.hooks.taylorseer_cache import TaylorSeerCacheConfig, apply_taylor
 from diffusers.models.cache_utils import CacheMixin
 from torch import nn
 
-from catome_adapters.architectures.find import denoisers
 from catome_bench.names import Arch
-from catome_bench.races.peers import import_peer
+from catome_bench.races.peers import first_network, import_peer
 
 StepCache = Callable[[Any], AbstractContextManager[Any]]
 
@@ -45,7 +44,7 @@ def step_caches(arch: Arch) -> Mapping[str, StepCache]:
 @contextmanager
 def first_block(model: Any, threshold: float) -> Iterator[None]:
     """FirstBlockCache: the other blocks are skipped where the first one has changed by less than `threshold`."""
-    network = _network(model)
+    network: Any = first_network(model)
     with _restored(network):
         apply_first_block_cache(network, FirstBlockCacheConfig(threshold=threshold))
         with CacheMixin.cache_context(network, "both"):
@@ -55,7 +54,7 @@ def first_block(model: Any, threshold: float) -> Iterator[None]:
 @contextmanager
 def taylor_seer(model: Any, interval: int) -> Iterator[None]:
     """TaylorSeer, first order: one step of `interval` is computed, the others are extrapolated part by part."""
-    network = _network(model)
+    network: Any = first_network(model)
     config = TaylorSeerCacheConfig(
         cache_interval=interval, cache_identifiers=list(PARTS), taylor_factors_dtype=torch.float32
     )
@@ -70,7 +69,7 @@ def deep_cache(model: Any, interval: int) -> Iterator[None]:
     """DeepCache: one step of `interval` is computed, and the others run the outermost blocks of the UNet only."""
     helper = import_peer("DeepCache", "DeepCache==0.1.1").DeepCacheSDHelper(pipe=model)
     helper.set_params(cache_interval=interval, cache_branch_id=0)
-    with _restored(_network(model)):
+    with _restored(first_network(model)):
         helper.enable()
         yield
 
@@ -87,7 +86,3 @@ def _restored(network: nn.Module) -> Iterator[None]:
                 vars(module).pop(name, None)
             if forward is not None:
                 vars(module)["forward"] = forward
-
-
-def _network(model: Any) -> Any:
-    return next(iter(denoisers(model).values()))

@@ -7,9 +7,10 @@ from functools import partial
 from typing import Any
 
 from catome_bench.report.html import element, facts, plot, table
-from catome_bench.report.part import Part, likeness, pace
+from catome_bench.report.part import Part, likeness
 from catome_bench.report.results import Results
 from catome_bench.views.scatter import draw_front, is_finite
+from catome_bench.views.speed import pace
 from catome_bench.views.tables import render_measured
 
 FLOOR = 40.0

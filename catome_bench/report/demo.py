@@ -11,9 +11,10 @@ from matplotlib.figure import Figure
 
 from catome_bench.plots import plot_jaccard, plot_similarity
 from catome_bench.report.html import element, facts, grid, plot, table
-from catome_bench.report.part import Part, likeness, pace
+from catome_bench.report.part import Part, likeness
 from catome_bench.report.pictures import before_after, merge_maps
 from catome_bench.report.results import Results, find_picture
+from catome_bench.views.speed import pace
 from catome_bench.views.tables import render_demo
 
 Curves = Mapping[str, Any]

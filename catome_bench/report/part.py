@@ -17,16 +17,6 @@ class Part(NamedTuple):
     body: str
 
 
-def pace(speedup: float) -> str:
-    """How much faster or slower.
-
-    Examples:
-        >>> pace(1.5), pace(0.5)
-        ('1.50x faster', '2.00x slower')
-    """
-    return f"{speedup:.2f}x faster" if speedup >= 1 else f"{1 / speedup:.2f}x slower"
-
-
 def likeness(psnr: float | None) -> str:
     """How close pictures are to the unmerged ones; None: equal."""
     return "with the same pictures" if psnr is None else f"at {psnr:.1f} dB from the unmerged pictures"

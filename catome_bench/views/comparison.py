@@ -7,6 +7,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
@@ -15,6 +16,7 @@ from rich.table import Table
 from torch import Tensor
 
 from catome_bench.files import whole_file
+from catome_bench.views.speed import with_interval
 
 COLUMNS = ("s/picture", "speed-up", "denoiser", "speed-up", "PSNR", "SSIM", "merged", "memory", "warm-up")
 MOST_COLUMNS = 8
@@ -54,7 +56,7 @@ def side_by_side(pictures: Mapping[str, Sequence[Tensor]]) -> Figure:
     for line, (label, some) in zip(axes, rows, strict=True):
         line[0].set_ylabel(label, parse_math=False)
         for axis, picture in zip(line, some, strict=True):
-            _show(axis, picture)
+            show_picture(axis, picture)
     return figure
 
 
@@ -62,12 +64,16 @@ def difference(picture: Tensor, unmerged: Tensor) -> Tensor:
     """Ten times how far two pictures are apart, uint8.
 
     Examples:
-        >>> import torch
         >>> difference(torch.tensor([10, 200]), torch.tensor([13, 0]))
         tensor([ 30, 255], dtype=torch.uint8)
     """
     apart = (picture.int() - unmerged.int()).abs()
     return (apart * AMPLIFIED).clamp(max=255).byte()
+
+
+def to_bytes(picture: Tensor) -> Tensor:
+    """A picture in [0, 1] as it is saved: uint8."""
+    return (picture * 255).round().to(torch.uint8)
 
 
 def save_picture(picture: Tensor, file: Path) -> None:
@@ -76,7 +82,8 @@ def save_picture(picture: Tensor, file: Path) -> None:
         Image.fromarray(picture.permute(1, 2, 0).numpy()).save(part)
 
 
-def _show(axis: Axes, picture: Tensor) -> None:
+def show_picture(axis: Axes, picture: Tensor) -> None:
+    """Draw a picture (3, height, width), without ticks."""
     axis.imshow(picture.permute(1, 2, 0).numpy(), interpolation="nearest")
     axis.set(xticks=[], yticks=[])
 
@@ -85,22 +92,15 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
     memory, is_recipe = row["memory"], row["recipe"] is not None
     return [
         f"{row['seconds']['median']:.3g}",
-        _speedup(row["speedup"]) if is_recipe else "",
+        with_interval(row["speedup"]) if is_recipe else "",
         f"{row['denoiser']['median']:.3g}",
-        _speedup(row["denoiser_speedup"]) if is_recipe else "",
+        with_interval(row["denoiser_speedup"]) if is_recipe and row["denoiser_speedup"] else "",
         _fidelity(row["psnr"], "{:.1f} dB"),
         _fidelity(row["ssim"], "{:.4f}"),
         f"{row['merged']:.0%}" if is_recipe else "",
         "" if memory is None else f"{memory / 2**30:.2f} GiB",
         f"{row['warm_up']:.3g} s",
     ]
-
-
-def _speedup(spread: Mapping[str, Any] | None) -> str:
-    if spread is None:
-        return ""
-    low, high = spread["interval"]
-    return f"{spread['median']:.2f}x ({low:.2f}-{high:.2f})"
 
 
 def _fidelity(spread: Mapping[str, Any] | None, form: str) -> str:

@@ -16,6 +16,7 @@ from torch import Tensor
 from catome_bench.files import whole_file
 from catome_bench.models.artist import Pair, Recording
 from catome_bench.plots import jaccard_curves, plot_jaccard, plot_merge_map, plot_similarity, similarity_curves
+from catome_bench.views.comparison import show_picture
 from catome_core import MergePlan, TokenGrid, merge, unmerge
 
 matplotlib.use("agg")
@@ -46,7 +47,7 @@ def side_by_side(pairs: Sequence[Pair]) -> Figure:
     for column, pair in enumerate(pairs):
         difference = (pair.merged.picture - pair.baseline.picture).abs() * 4
         for row, picture in enumerate((pair.baseline.picture, pair.merged.picture, difference.clamp(0, 1))):
-            _show(axes[row, column], picture)
+            show_picture(axes[row, column], picture)
         axes[0, column].set_title(pair.name)
     for row, label in enumerate(("baseline", "CA-ToMe", "difference x 4")):
         axes[row, 0].set_ylabel(label)
@@ -61,12 +62,12 @@ def merge_map(picture: Tensor, history: Sequence[dict[str, MergePlan]]) -> Figur
     site = next(iter(history[0]))
     steps = [int(len(history) * fraction) for fraction in (0.1, 0.5, 0.9)]
     figure, axes = plt.subplots(2, 4, figsize=(11, 5.7), layout="constrained")
-    _show(axes[0, 0], picture)
+    show_picture(axes[0, 0], picture)
     axes[0, 0].set_title("finished picture")
     axes[1, 0].set_axis_off()
     for column, step in enumerate(steps, start=1):
         plan = _last_sample(history[step][site])
-        _show(axes[0, column], average_slots(picture, plan))
+        show_picture(axes[0, column], average_slots(picture, plan))
         plot_merge_map(plan, square_grid(plan), picture, axes[1, column])
         axes[0, column].set_title(f"step {step}")
     figure.suptitle(f"{site}, pairs above the threshold")
@@ -115,9 +116,3 @@ def merged_fractions(pair: Pair) -> Figure:
 
 def _last_sample(plan: MergePlan) -> MergePlan:
     return MergePlan(plan.slot[-1:].cpu(), plan.size[-1:].cpu(), plan.anchor[-1:].cpu())
-
-
-def _show(axis: Axes, picture: Tensor) -> None:
-    axis.imshow(picture.permute(1, 2, 0).numpy(), interpolation="nearest")
-    axis.set_xticks([])
-    axis.set_yticks([])

@@ -12,7 +12,7 @@ from torch import Tensor
 from catome_bench.files import whole_file
 from catome_bench.models.artist import Pair
 from catome_bench.plots import SHADE, merged_tokens
-from catome_bench.views.comparison import save_picture
+from catome_bench.views.comparison import save_picture, to_bytes
 from catome_bench.views.figures import square_grid
 from catome_core import MergePlan
 
@@ -28,7 +28,7 @@ def save_pairs(folder: Path, pairs: Sequence[Pair]) -> list[dict[str, str]]:
     for pair, names in zip(pairs, files, strict=True):
         for side, name in names.items():
             picture: Tensor = getattr(pair, side).picture
-            save_picture((picture.clamp(0, 1) * 255).round().byte(), folder / name)
+            save_picture(to_bytes(picture.clamp(0, 1)), folder / name)
     return [{"name": pair.name} | names for pair, names in zip(pairs, files, strict=True)]
 
 

@@ -8,6 +8,8 @@ from typing import Any
 
 from rich.table import Table
 
+from catome_bench.views.speed import with_interval
+
 UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "us"))
 
 
@@ -96,7 +98,7 @@ def _picture_cells(row: Mapping[str, Any]) -> list[str]:
     return [
         *head,
         f"{row['seconds']:.2f}",
-        _speedup(row["speedup"]),
+        with_interval(row["speedup"]),
         _decibels(row["psnr"]),
         _decibel(row["psnr"]["worst"]),
         f"{row['ssim']['median']:.4f}",
@@ -131,12 +133,8 @@ def render_never_slower(results: Mapping[str, Any]) -> Table:
 def _never_slower_cells(row: Mapping[str, Any]) -> list[str]:
     if "note" in row:
         return ["", row["note"].partition(": ")[0], "", ""]
-    return [f"{row['seconds']:.2f}", _speedup(row["speedup"]), f"{row['merged']:.0%}", f"{row['unmerged_steps']:.0%}"]
-
-
-def _speedup(spread: Mapping[str, Any]) -> str:
-    low, high = spread["interval"]
-    return f"{spread['median']:.2f}x ({low:.2f}-{high:.2f})"
+    shares = (f"{row[name]:.0%}" for name in ("merged", "unmerged_steps"))
+    return [f"{row['seconds']:.2f}", with_interval(row["speedup"]), *shares]
 
 
 def render_vits(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -16,8 +16,8 @@ from catome_adapters import RECIPES, MergeRecipe, attach, sessions
 from catome_bench.compare import Compared, compare
 from catome_bench.comparison import drawing
 from catome_bench.comparison.compared import check_gate
-from catome_bench.comparison.pictures import to_bytes
 from catome_bench.measure.spread import Spread
+from catome_bench.views.comparison import to_bytes
 from catome_core import Lattice
 from zoo.class_pipelines import tiny_shipped
 from zoo.pipeline_parts import quiet

@@ -28,14 +28,14 @@ def gather_seconds(lattice: Lattice, weights: SiteWeights, grid: TokenGrid, batc
         >>> gather_seconds(Lattice(), weights, TokenGrid((8, 8)), 1, rates)
         0.001024
     """
-    field, paged = lattice.field(grid), 0
+    field = lattice.field(grid)
     if field is not None:
         # Keys and values of the tiles, their queries, and what these attend to.
-        paged = numbers = 2 * (field.tiles * field.keys + grid.tokens) * weights.width
-        launches = NEAR_LAUNCHES
+        numbers, launches = 2 * (field.tiles * field.keys + grid.tokens) * weights.width, NEAR_LAUNCHES
     elif weights.takes_keys:
         numbers, launches = (grid.prefix + grid.destinations) * weights.channels, GATHER_LAUNCHES
     else:
         numbers, launches = 2 * (grid.prefix + grid.destinations) * weights.width, GATHER_BEHIND_LAUNCHES
-    copied, paged = 2 * batch * numbers * weights.itemsize, batch * paged * weights.itemsize
-    return copied / rates.bandwidth + paged / rates.paging + launches * rates.launch
+    written = batch * numbers * weights.itemsize
+    paging = 0.0 if field is None else written / rates.paging
+    return 2 * written / rates.bandwidth + paging + launches * rates.launch
