@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from catome_adapters import RECIPES, MergeRecipe
+from catome_adapters import RECIPES, CalibratedRecipe, MergeRecipe
+from catome_adapters.recipes.calibrated import Recipe
 from catome_bench.comparison.compared import WITHOUT_LPIPS, Compared, check_gate
 from catome_bench.comparison.drawing import Call, device_of
 from catome_bench.comparison.measured import Measured
@@ -14,12 +15,13 @@ from catome_bench.measure.environment import describe_environment
 
 __all__ = ["Compared", "compare"]
 
-Recipe = MergeRecipe | str
+Named = Recipe | str
+"""A recipe, or the name of one."""
 
 
 def compare(
     pipe: Any,
-    recipes: Recipe | Mapping[str, Recipe] | Sequence[Recipe],
+    recipes: Named | Mapping[str, Named] | Sequence[Named],
     call: Call | Sequence[Call],
     *,
     seeds: Iterable[int] = range(4),
@@ -77,18 +79,18 @@ def compare(
     )
 
 
-def _by_name(recipes: Recipe | Mapping[str, Recipe] | Sequence[Recipe]) -> dict[str, MergeRecipe]:
+def _by_name(recipes: Named | Mapping[str, Named] | Sequence[Named]) -> dict[str, Recipe]:
     if isinstance(recipes, Mapping):
         return {name: _find(one) for name, one in recipes.items()}
-    several = [recipes] if isinstance(recipes, str | MergeRecipe) else recipes
-    names = {recipe: name for name, recipe in RECIPES.items()}
+    several = [recipes] if isinstance(recipes, str | MergeRecipe | CalibratedRecipe) else recipes
+    names: dict[Any, str] = {recipe: name for name, recipe in RECIPES.items()}
     return {
         one if isinstance(one, str) else names.get(one, f"recipe {number}"): _find(one)
         for number, one in enumerate(several, 1)
     }
 
 
-def _find(recipe: Recipe) -> MergeRecipe:
+def _find(recipe: Named) -> Recipe:
     return RECIPES[recipe] if isinstance(recipe, str) else recipe
 
 

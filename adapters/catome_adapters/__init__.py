@@ -6,8 +6,9 @@ from catome_adapters.attach import attach
 from catome_adapters.hooks.scope import Scope
 from catome_adapters.hooks.scopes import SCOPES
 from catome_adapters.prediction.seconds import Prediction, predict_site
-from catome_adapters.recipe import MergeRecipe
-from catome_adapters.recipes import RECIPES
+from catome_adapters.recipes.calibrated import CalibratedRecipe, identify_sites
+from catome_adapters.recipes.named import RECIPES
+from catome_adapters.recipes.recipe import MergeRecipe
 from catome_adapters.records import SiteStep
 from catome_adapters.reports.summary import SessionSummary
 from catome_adapters.session import MergeSession, detach, sessions
@@ -19,6 +20,7 @@ __all__ = [
     "RECIPES",
     "SCOPES",
     "BlockLayout",
+    "CalibratedRecipe",
     "GridSize",
     "Measure",
     "MergeRecipe",
@@ -35,6 +37,7 @@ __all__ = [
     "compile_blocks",
     "detach",
     "find_sites",
+    "identify_sites",
     "patches",
     "predict_site",
     "sessions",

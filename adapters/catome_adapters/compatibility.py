@@ -11,7 +11,7 @@ from catome_adapters.hooks.attention import is_enclosed
 from catome_adapters.hooks.backend import Backend, backend_of
 from catome_adapters.hooks.scopes import SCOPES
 from catome_adapters.hooks.substitutes import find_substitutes
-from catome_adapters.recipe import MergeRecipe
+from catome_adapters.recipes.recipe import MergeRecipe
 from catome_adapters.sites.ranks import RankGrid, count_ranks, splits_itself
 from catome_adapters.sites.site import MergeSite
 from catome_core import Lattice, MergeWarning

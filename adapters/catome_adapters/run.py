@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from torch import nn
 
@@ -14,7 +15,7 @@ from catome_adapters.hooks.rules import MergeRules
 from catome_adapters.hooks.scopes import SCOPES
 from catome_adapters.hooks.segment import Segment
 from catome_adapters.prediction.worth import Trial, Worth
-from catome_adapters.recipe import MergeRecipe
+from catome_adapters.recipes.recipe import MergeRecipe
 from catome_adapters.records import RunLog, SitePlan, StepRecord
 from catome_adapters.reports.summary import explain_unmerged
 from catome_adapters.sites.site import MergeSite
@@ -46,7 +47,7 @@ class MergeRun:
         self,
         recipe: MergeRecipe,
         sites: Sequence[MergeSite],
-        before_call: Callable[[Host], None],
+        before_call: Callable[[MergeRun, Host], None],
         blocks_share: float = 1.0,
     ) -> None:
         self.recipe, self.sites = recipe, sites
@@ -67,7 +68,7 @@ class MergeRun:
             strides=recipe.strides,
             pays_off=self.worth.pays_off,
         )
-        self.attachment = Attachment(sites, rules, recipe.segment, before_call)
+        self.attachment = Attachment(sites, rules, recipe.segment, partial(before_call, self))
         self._trials = {segment: Trial(self.worth, segment.weights) for segment in self.attachment.segments}
 
     def begin_run(self) -> None:
@@ -126,13 +127,16 @@ class MergeRun:
         record = self._record(step, fresh, [pairs.current_plan() for _, pairs in ran])
         return [record] if step is None else self.log.with_pending(record)
 
-    def predict_speedup(self, records: Sequence[StepRecord]) -> float | None:
-        """Of the networks in these steps; None where the figures of a block do not say it."""
+    def predict_gain(self, records: Sequence[StepRecord]) -> tuple[float, float]:
+        """Seconds of the networks that are the part of these blocks in these steps, and what merging gains of them.
+
+        Both are 0 where the figures of a block do not say it.
+        """
         segments = {pairs.name: segment for segment in self.attachment.segments for pairs in segment.pairs}
         ran = [(segments[plan.name], plan, record.checkpoint) for record in records for plan in record.plans]
         outcomes = [self.worth.outcome(one.weights, plan, fresh, one.blocks_per_plan) for one, plan, fresh in ran]
         whole, gain = (sum(parts) for parts in zip((0.0, 0.0), *outcomes, strict=True))
-        return whole / (whole - gain) if whole else None
+        return whole, gain
 
     def select_calls(self, context_of: Callable[[nn.Module], str | None]) -> None:
         """The next calls of each network belong to this context."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from itertools import chain
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -12,10 +13,11 @@ from torch import nn
 
 from catome_adapters.hooks.graphs import GraphsOfTheLadder
 from catome_adapters.hooks.host import Host
-from catome_adapters.recipe import MergeRecipe
-from catome_adapters.reports.report import render_report, report_segment
-from catome_adapters.reports.summary import SessionSummary, summarize_run
+from catome_adapters.recipes.calibrated import Recipe
+from catome_adapters.recipes.recipe import MergeRecipe
+from catome_adapters.reports.summary import SessionSummary
 from catome_adapters.run import MergeRun
+from catome_adapters.runs import MergeRuns
 from catome_adapters.sites.site import MergeSite, SkippedSite
 from catome_adapters.steps.sources import observe_steps
 from catome_adapters.steps.tracker import StepTracker
@@ -43,19 +45,27 @@ class MergeSession:
     def __init__(
         self,
         model_or_pipeline: Any,
-        recipe: MergeRecipe,
-        sites: Sequence[MergeSite],
+        recipe: Recipe,
+        sites: Mapping[MergeRecipe, Sequence[MergeSite]],
         skipped: Sequence[SkippedSite],
         blocks_share: float = 1.0,
     ) -> None:
-        self.recipe, self.sites, self.skipped = recipe, tuple(sites), tuple(skipped)
-        self._graphs = [GraphsOfTheLadder()] if recipe.policy.adapts else []
-        self._run = MergeRun(recipe, self.sites, self._before_call, blocks_share)
-        self._tracker = StepTracker(self._run)
-        networks = list(dict.fromkeys(site.host for site in self.sites))
-        observe_steps(model_or_pipeline, networks, self._tracker)
-        for host in self._run.attachment.hosts:
-            host.components = self._tracker.components
+        self.recipe, self.sites, self.skipped = recipe, tuple(chain.from_iterable(sites.values())), tuple(skipped)
+        with ExitStack() as undo:
+            self._graphs = [GraphsOfTheLadder()] if any(one.policy.adapts for one in sites) else []
+            for graphs in self._graphs:
+                undo.callback(graphs.remove)
+            runs: list[MergeRun] = []
+            for one, where in sites.items():
+                runs.append(MergeRun(one, where, self._before_call, blocks_share))
+                undo.callback(runs[-1].attachment.remove)
+            self._runs = MergeRuns(runs)
+            self._tracker = StepTracker(self._runs)
+            networks = list(dict.fromkeys(site.host for site in self.sites))
+            observe_steps(model_or_pipeline, networks, self._tracker)
+            for host in chain.from_iterable(run.attachment.hosts for run in runs):
+                host.components = self._tracker.components
+            undo.pop_all()
         _ATTACHED[id(self)] = self
 
     def __enter__(self) -> MergeSession:
@@ -70,7 +80,8 @@ class MergeSession:
         try:
             self._tracker.finish()
         finally:
-            for part in (self._run.attachment, *self._tracker.sources, *self._graphs):
+            attachments = [run.attachment for run in self._runs.each]
+            for part in (*attachments, *self._tracker.sources, *self._graphs):
                 part.remove()
             torch.compiler.reset()
             _ATTACHED.pop(id(self), None)
@@ -108,22 +119,20 @@ class MergeSession:
 
     def report(self) -> str:
         """What is attached, what is not, and why, with what merging is predicted to save and cost at each site."""
-        attached = [site for segment in self._run.attachment.segments for site in report_segment(segment)]
-        return render_report(self.recipe, attached, self.skipped)
+        return self._runs.report(self.skipped)
 
     def plans(self) -> dict[str, MergePlan]:
         """Copies of the plans in use, by site; empty before the first call and after the last step of a run."""
-        in_use = [(one.name, one.plan_in_use()) for one in self._run.attachment.pairs]
+        in_use = [(one.name, one.plan_in_use()) for one in self._runs.pairs]
         return {name: plan.clone() for name, plan in in_use if plan is not None}
 
     def summary(self) -> SessionSummary:
         """Merged fraction, rung, checkpoint and overflow of every site and step of the last run; changes nothing."""
-        run = self._run
-        records = run.records(self._tracker.step)
-        return summarize_run(records, run.log, run.predict_speedup(records), run.attachment.memory, run.thins_keys)
+        return self._runs.summarize(self._tracker.step)
 
     def __repr__(self) -> str:
-        sites, scope = len(self.sites), self.recipe.scope
+        sites = len(self.sites)
+        scope = self.recipe.scope if isinstance(self.recipe, MergeRecipe) else "calibrated"
         step = f"step={self._tracker.step} of {self._tracker.total}" if id(self) in _ATTACHED else "detached"
         return f"MergeSession({sites} sites, scope={scope!r}, {step})"
 
@@ -133,10 +142,10 @@ class MergeSession:
                 "this session is detached, so nothing merges: attach again, with attach(model, session.recipe)"
             )
 
-    def _before_call(self, host: Host) -> None:
+    def _before_call(self, run: MergeRun, host: Host) -> None:
         for source in self._tracker.sources:
             source.update()
-        self._run.begin_call(host, self._tracker.step)
+        run.begin_call(host, self._tracker.step)
 
 
 def sessions(model_or_pipeline: Any) -> list[MergeSession]:

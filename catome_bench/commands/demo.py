@@ -13,7 +13,7 @@ import torch
 import typer
 from rich.console import Console
 
-from catome_adapters import MergeRecipe
+from catome_adapters.recipes.calibrated import Recipe
 from catome_bench.commands.options import choose_device, find_recipe
 from catome_bench.files import check_folder, whole_file
 from catome_bench.measure.environment import describe_environment, device_name
@@ -65,13 +65,13 @@ def run_demo(
     console.print(f"written to {output}: " + ", ".join(sorted(file.name for file in output.iterdir())))
 
 
-def warm_up(artist: Artist, recipe: MergeRecipe, name: str) -> None:
+def warm_up(artist: Artist, recipe: Recipe, name: str) -> None:
     """Two untimed steps of each: the first calls of a process load kernels and allocate memory."""
     with unmerged_is_fine():
         Artist(artist.pipeline, 2, artist.size).draw_pair(name, 0, recipe)
 
 
-def check_recipe(artist: Artist, recipe: MergeRecipe, name: str) -> None:
+def check_recipe(artist: Artist, recipe: Recipe, name: str) -> None:
     """Draw two steps of the smallest picture.
 
     Raises:

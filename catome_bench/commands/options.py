@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
 import typer
 
-from catome_adapters import RECIPES, MergeRecipe
+from catome_adapters import RECIPES, CalibratedRecipe, MergeRecipe
+from catome_adapters.recipes.calibrated import Recipe
 
 
 def choose_device(name: str | None) -> str:
@@ -32,7 +34,7 @@ def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def find_recipe(name: str) -> MergeRecipe:
+def find_recipe(name: str) -> Recipe:
     """The recipe of this name, or the one in this JSON file.
 
     Raises:
@@ -41,6 +43,8 @@ def find_recipe(name: str) -> MergeRecipe:
     if name in RECIPES:
         return RECIPES[name]
     try:
-        return MergeRecipe.from_json(Path(name).read_text())
+        text = Path(name).read_text()
+        is_calibrated = "recipes" in json.loads(text)
+        return (CalibratedRecipe if is_calibrated else MergeRecipe).from_json(text)
     except (OSError, ValueError, TypeError) as error:
         raise typer.BadParameter(f"{name}: {error}", param_hint="--recipe") from error

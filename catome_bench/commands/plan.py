@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Container, Sequence
 from itertools import groupby
 
 import torch
@@ -11,7 +12,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from catome_adapters import SCOPES, MergeSite
+from catome_adapters import SCOPES, MergeRecipe, MergeSite
 from catome_adapters.prediction.seconds import TYPICAL_BATCH
 from catome_adapters.prediction.worth import MIN_GAIN
 from catome_adapters.reports.names import group_name
@@ -59,17 +60,17 @@ def print_plan(
 def verdict(result: Forecast, name: str) -> str:
     """What to expect of the recipe of this name, where to attach, and what that costs beside time."""
     attach = f"attach at {_levels(result)}"
-    if not SCOPES[result.recipe.scope].predictable:
+    if not all(SCOPES[one.scope].predictable for one in result.distinct_recipes):
         return f"{name!r} merges on from block to block, which figures of one block do not show; {attach}"
     if not result.merging:
         enough = f"{MIN_GAIN:.0%} of the network's time"
         where = f"on {result.device_type} with {name!r}"
         return f"no gain expected {where}: at this size no block saves {enough}, and larger sizes gain more"
     places = ", ".join(dict.fromkeys(_part(site.name) for site in result.merging))
-    costs = f"it holds {_bytes(held_bytes(result.merging, result.recipe))} between steps, and compiles to "
+    costs = f"it holds {_bytes(_held(result))} between steps, and compiles to "
     return (
         f"expected {result.speedup:.2f}x on {result.device_type} with {name!r}, {_what_is_left(result)}; "
-        f"{attach}: {places}\n{costs}{describe_graphs(result.recipe, result.denoises)}"
+        f"{attach}: {places}\n{costs}{_graphs(result)}"
     )
 
 
@@ -79,13 +80,14 @@ def render_forecast(result: Forecast) -> Table:
         f"share: of the model's arithmetic{'' if result.counted else ' on tokens of the grid (not of text) in blocks'}."
     )
     note += "\nceiling: of the model, by these blocks alone, at 50 %/75 % removed."
-    setting = f"scope {result.recipe.scope}, {result.device_type}, batch {TYPICAL_BATCH}"
+    scopes = " or ".join(dict.fromkeys(one.scope for one in result.distinct_recipes))
+    setting = f"scope {scopes}, {result.device_type}, batch {TYPICAL_BATCH}"
     note += f"\nms: predicted for a call of one block, {setting}."
     table = Table(box=SIMPLE_HEAD, caption=note, caption_justify="left", pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("blocks", no_wrap=True, vertical="bottom")
     for name in COLUMNS:
         table.add_column(name, justify="right", no_wrap=True)
-    for name, group in groupby(result.sites, key=lambda one: group_name(one.site.name)):
+    for (name, _), group in groupby(result.sites, key=lambda one: _row_of(result, one.site.name)):
         table.add_row(*_cells(result, name, list(group)))
     return table
 
@@ -100,18 +102,37 @@ def closing_lines(result: Forecast) -> list[str]:
     ]
 
 
+def _row_of(result: Forecast, site: str) -> tuple[str, MergeRecipe | None]:
+    return group_name(site), result.recipes.get(site)
+
+
 def _levels(result: Forecast) -> str:
     return f"level{'s' if len(result.levels) > 1 else ''} {', '.join(map(str, result.levels))}"
 
 
 def _what_is_left(result: Forecast) -> str:
     """Such as "at a quarter of the keys"; where the data will decide, what is assumed of it."""
-    what = "tokens" if SCOPES[result.recipe.scope].merges_queries else "keys"
-    if result.recipe.policy.adapts:
+    recipe, *others = result.distinct_recipes
+    if others:
+        return f"{len(others) + 1} recipes for {len(result.recipes)} sites"
+    what = "tokens" if SCOPES[recipe.scope].merges_queries else "keys"
+    if recipe.policy.adapts:
         return f"if half of the {what} merge"
     # Class tokens never merge, so that a ViT keeps a little more.
     words = [word for share, word in SHARES.items() if abs(share - result.kept) < 0.005]
     return f"at {words[0] if words else f'{result.kept:.0%}'} of the {what}"
+
+
+def _held(result: Forecast) -> int:
+    """Bytes between steps."""
+    by_recipe: dict[MergeRecipe, list[MergeSite]] = defaultdict(list)
+    for site in result.merging:
+        by_recipe[result.recipes[site.name]].append(site)
+    return sum(held_bytes(sites, recipe) for recipe, sites in by_recipe.items())
+
+
+def _graphs(result: Forecast) -> str:
+    return "; or ".join(dict.fromkeys(describe_graphs(one, result.denoises) for one in result.distinct_recipes))
 
 
 def _part(site: str) -> str:
@@ -139,12 +160,12 @@ def _cells(result: Forecast, name: str, group: Sequence[SiteForecast]) -> list[s
         *(f"{result.share(sites, scope):.1%}" for scope in ("attention", "block")),
         *(_pair(result, sites, scope) for scope in ("attention", "block")),
         *(f"{seconds * 1e3:.2f}" for seconds in (prediction.saved, prediction.overhead)),
-        _answer(group[0], result.levels),
+        _answer(group[0], result.recipes),
     ]
 
 
-def _answer(one: SiteForecast, levels: Sequence[int]) -> str:
-    if one.site.level not in levels:
+def _answer(one: SiteForecast, attached: Container[str]) -> str:
+    if one.site.name not in attached:
         return "no"
     return "yes" if one.merges else "too small"
 

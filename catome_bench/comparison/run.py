@@ -11,7 +11,8 @@ from typing import Any
 from torch import Tensor
 from tqdm import tqdm
 
-from catome_adapters import MergeRecipe, MergeSession, attach, sessions
+from catome_adapters import MergeSession, attach, sessions
+from catome_adapters.recipes.calibrated import Recipe
 from catome_bench.comparison.drawing import Call, draw, is_compiled
 from catome_bench.comparison.measured import Sample
 from catome_bench.models.artist import unmerged_is_fine
@@ -43,11 +44,9 @@ class Run:
         ValueError: If there is nothing to compare, or a recipe does not fit the pipeline.
     """
 
-    def __init__(
-        self, pipe: Any, recipes: Mapping[str, MergeRecipe], calls: Sequence[Call], seeds: Sequence[int]
-    ) -> None:
+    def __init__(self, pipe: Any, recipes: Mapping[str, Recipe], calls: Sequence[Call], seeds: Sequence[int]) -> None:
         self.pipe, self.calls = pipe, calls
-        self.variants: dict[str, MergeRecipe | None] = {UNMERGED: None, **recipes}
+        self.variants: dict[str, Recipe | None] = {UNMERGED: None, **recipes}
         self.takes: list[Take] = list(product(range(len(calls)), seeds))
         _check(pipe, recipes, self.takes, calls)
         self.alternates = not is_compiled(pipe)
@@ -95,7 +94,7 @@ class Run:
 
 
 @contextmanager
-def _attached(pipe: Any, recipe: MergeRecipe | None) -> Iterator[MergeSession | None]:
+def _attached(pipe: Any, recipe: Recipe | None) -> Iterator[MergeSession | None]:
     if recipe is None:
         yield None
         return
@@ -103,7 +102,7 @@ def _attached(pipe: Any, recipe: MergeRecipe | None) -> Iterator[MergeSession | 
         yield session
 
 
-def _check(pipe: Any, recipes: Mapping[str, MergeRecipe], takes: Sequence[Take], calls: Sequence[Call]) -> None:
+def _check(pipe: Any, recipes: Mapping[str, Recipe], takes: Sequence[Take], calls: Sequence[Call]) -> None:
     if found := sessions(pipe):
         raise RuntimeError(f"{found[0]} is attached already; call catome_adapters.detach(pipe) before comparing")
     if not recipes or UNMERGED in recipes or not takes:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from catome_adapters import MergeRecipe, SessionSummary, attach, find_sites
+from catome_adapters.recipes.calibrated import Recipe
 from catome_bench.models.pipeline import ClassPipeline
 from catome_core import AdaptiveMerge, CheckpointSchedule, MergePlan, MergeWarning
 
@@ -77,20 +78,21 @@ class Artist:
         # Copying to the host waits for the device.
         return Drawing(pictures[0].cpu(), time.perf_counter() - start)
 
-    def draw_pair(self, name: str, seed: int, recipe: MergeRecipe) -> Pair:
+    def draw_pair(self, name: str, seed: int, recipe: Recipe) -> Pair:
         """Draw a picture without and with merging, one right after the other, so that conditions are the same."""
         baseline = self.draw(name, seed, "baseline")
         with attach(self.pipeline, recipe) as session:
             merged = self.draw(name, seed, "merged")
             return Pair(name, baseline, merged, session.summary())
 
-    def record(self, name: str, seed: int, recipe: MergeRecipe) -> Recording:
+    def record(self, name: str, seed: int, recipe: Recipe) -> Recording:
         """Draw a picture, recording all pairs above the threshold in the layers of the top level (paper, Fig. 4)."""
-        matching = recipe.policy if isinstance(recipe.policy, AdaptiveMerge) else AdaptiveMerge()
+        like = recipe if isinstance(recipe, MergeRecipe) else MergeRecipe()
+        matching = like.policy if isinstance(like.policy, AdaptiveMerge) else AdaptiveMerge()
         policy = replace(matching, capacity=1.0, spare="pad")
         # "all": whether it gains time or not.
         every = replace(
-            recipe, policy=policy, schedule=CheckpointSchedule.every(1, self.steps), levels="all", during=(0.0, 1.0)
+            like, policy=policy, schedule=CheckpointSchedule.every(1, self.steps), levels="all", during=(0.0, 1.0)
         )
         sites = find_sites(self.pipeline)
         top = [site for site in sites if site.level == min(one.level for one in sites)]

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from math import prod
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
-from catome_adapters import SCOPES, MergeRecipe, MergeSite, Prediction, find_sites, predict_site
+from catome_adapters import SCOPES, CalibratedRecipe, MergeRecipe, MergeSite, Prediction, find_sites, predict_site
 from catome_adapters.architectures.unet import is_unet
 from catome_adapters.compatibility import check_attachable
+from catome_adapters.prediction.choose import choose_calibrated
 from catome_adapters.prediction.levels import choose_levels, predict_levels, with_near_field
 from catome_adapters.prediction.network import blocks_share, network_seconds
 from catome_adapters.prediction.rates import rates_for
 from catome_adapters.prediction.seconds import TYPICAL_BATCH, assumed_share, typical_grid
 from catome_adapters.prediction.worth import MIN_GAIN, Worth
+from catome_adapters.recipes.calibrated import Recipe
 from catome_adapters.sites.weights import Flops, count_weights
 from catome_bench.planning.blueprint import Blueprint
 from catome_bench.planning.grids import Pixels, input_size, sites_at
@@ -40,9 +43,8 @@ class Forecast(NamedTuple):
         sites: All of them, with their grids at the size in question.
         total: FLOPs of the networks.
         counted: Whether these are all FLOPs, as in UNets, or those on tokens of the grid in blocks.
-        levels: The levels that are attached.
+        recipes: Of every site that is attached, by its name, with what "auto" in a lattice stands for.
         seconds: Predicted time of the unmerged networks.
-        recipe: The recipe, with what "auto" in its lattice stands for.
         device_type: "cpu" or "cuda".
         denoises: Whether the networks are called step by step.
     """
@@ -50,11 +52,20 @@ class Forecast(NamedTuple):
     sites: list[SiteForecast]
     total: Flops
     counted: bool
-    levels: list[int]
+    recipes: dict[str, MergeRecipe]
     seconds: float
-    recipe: MergeRecipe
     device_type: str
     denoises: bool
+
+    @property
+    def levels(self) -> list[int]:
+        """The levels of the sites that are attached."""
+        return sorted({one.site.level for one in self.sites if one.site.name in self.recipes})
+
+    @property
+    def distinct_recipes(self) -> list[MergeRecipe]:
+        """Each recipe once."""
+        return list(dict.fromkeys(self.recipes.values()))
 
     @property
     def speedup(self) -> float:
@@ -69,8 +80,11 @@ class Forecast(NamedTuple):
     @property
     def kept(self) -> float:
         """Share of the tokens that is left, or of the keys that a query sees, at the first site that merges."""
-        grid = typical_grid(self.merging[0], self.recipe) if self.merging else None
-        return 1.0 if grid is None else 1 - assumed_share(grid, self.recipe)
+        if not self.merging:
+            return 1.0
+        recipe = self.recipes[self.merging[0].name]
+        grid = typical_grid(self.merging[0], recipe)
+        return 1.0 if grid is None else 1 - assumed_share(grid, recipe)
 
     def ceiling(self, sites: Iterable[MergeSite], removed: float, scope: str) -> float:
         """Speed-up of all networks together if removing this share of the tokens of these sites were free."""
@@ -87,7 +101,7 @@ def count_tokens(site: MergeSite) -> int:
     return prod(site.shape) if site.shape else 0
 
 
-def forecast(model: Blueprint, pixels: Pixels, recipe: MergeRecipe, device_type: str) -> Forecast:
+def forecast(model: Blueprint, pixels: Pixels, recipe: Recipe, device_type: str) -> Forecast:
     """Forecast what a recipe gains on a device, for pictures or videos of (frames, height, width), None: its own.
 
     Raises:
@@ -95,35 +109,51 @@ def forecast(model: Blueprint, pixels: Pixels, recipe: MergeRecipe, device_type:
     """
     by_network = {name: sites_at(network, pixels, model.scale) for name, network in model.networks.items()}
     # "auto" chooses for the size that the configuration names, as `attach` does.
-    own = [site for network in model.networks.values() for site in find_sites(network)]
-    recipe = with_near_field(recipe, own)
-    check_attachable(own, recipe)
-    network = network_seconds(model.networks.values(), own, recipe, device_type)
-    gains = predict_levels(own, recipe, device_type) if recipe.levels == "auto" else {}
-    levels = choose_levels(own, recipe.levels, gains, MIN_GAIN * network)
-    attached = [site for site in own if site.level in levels]
-    worth = Worth(recipe, blocks_share(attached, network, recipe, device_type), model.denoises)
-    several = len(by_network) > 1
-    sites = [
-        replace(site, name=f"{name}.{site.name}") if several else site
-        for name, one in by_network.items()
-        for site in one
-    ]
+    own = _named({name: find_sites(network) for name, network in model.networks.items()})
+    recipes, layout = _choose(model, own, recipe, device_type)
+    network = network_seconds(model.networks.values(), own, layout, device_type)
+    share = blocks_share([site for site in own if site.name in recipes], network, layout, device_type)
+    worths = {one: Worth(one, share, model.denoises) for one in (layout, *recipes.values())}
     parts = [_count(model.networks[name], one, pixels, model.scale) for name, one in by_network.items()]
     total = Flops(sum(part.linear for part in parts), sum(part.attention for part in parts))
     rates = rates_for(device_type)
     seconds = TYPICAL_BATCH * (total.linear / rates.flops + total.attention / rates.attention_flops)
     counted = all(map(is_unet, model.networks.values()))
-    predicted = [_predict(site, worth, device_type, levels) for site in sites]
-    return Forecast(predicted, total, counted, levels, seconds, recipe, device_type, model.denoises)
+    sites = [
+        _predict(site, worths[recipes.get(site.name, layout)], device_type, site.name in recipes)
+        for site in _named(by_network)
+    ]
+    return Forecast(sites, total, counted, recipes, seconds, device_type, model.denoises)
 
 
-def _predict(site: MergeSite, worth: Worth, device_type: str, levels: list[int]) -> SiteForecast:
+def _named(by_network: Mapping[str, Sequence[MergeSite]]) -> list[MergeSite]:
+    """The sites of all networks; with several, their names begin with the network's, as in a pipeline."""
+    if len(by_network) == 1:
+        return [*chain.from_iterable(by_network.values())]
+    return [replace(site, name=f"{name}.{site.name}") for name, sites in by_network.items() for site in sites]
+
+
+def _choose(
+    model: Blueprint, own: Sequence[MergeSite], recipe: Recipe, device_type: str
+) -> tuple[dict[str, MergeRecipe], MergeRecipe]:
+    """The recipe of every site that is attached, by its name, and the one that the figures of the others are for."""
+    if isinstance(recipe, CalibratedRecipe):
+        chosen = choose_calibrated(recipe, own, None).sites
+        return {site.name: one for one, sites in chosen.items() for site in sites}, next(iter(chosen))
+    recipe = with_near_field(recipe, own)
+    check_attachable(own, recipe)
+    network = network_seconds(model.networks.values(), own, recipe, device_type)
+    gains = predict_levels(own, recipe, device_type) if recipe.levels == "auto" else {}
+    levels = choose_levels(own, recipe.levels, gains, MIN_GAIN * network)
+    return {site.name: recipe for site in own if site.level in levels}, recipe
+
+
+def _predict(site: MergeSite, worth: Worth, device_type: str, attached: bool) -> SiteForecast:
     grid = typical_grid(site, worth.recipe)
     assert grid is not None, f"{site.name} has no grid"
     prediction = predict_site(site, worth.recipe, grid, device_type=device_type)
     key = PlanKey(TYPICAL_BATCH, grid, torch.device(device_type), torch.float32)
-    return SiteForecast(site, prediction, site.level in levels and worth.at_size(count_weights(site), key, None))
+    return SiteForecast(site, prediction, attached and worth.at_size(count_weights(site), key, None))
 
 
 def _count(network: nn.Module, sites: list[MergeSite], pixels: Pixels, scale: tuple[int, int]) -> Flops:

@@ -11,13 +11,16 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
-from catome_adapters import RECIPES, MergeRecipe, find_sites
+from catome_adapters import RECIPES, CalibratedRecipe, find_sites, identify_sites
+from catome_adapters.recipes.calibrated import Recipe
 from catome_bench.cli import app
+from catome_bench.commands.options import find_recipe
 from catome_bench.commands.plan import verdict
 from catome_bench.models.weights import SHIPPED
 from catome_bench.planning.blueprint import Blueprint, read_blueprint
 from catome_bench.planning.forecast import Forecast, forecast
 from catome_bench.planning.grids import sites_at
+from catome_core import AdaptiveMerge
 from zoo.architecture import Architecture
 from zoo.encoders import ENCODERS, Encoder, image_and_text
 from zoo.transformers import ALL_ARCHITECTURES
@@ -76,9 +79,7 @@ def test_ceilings_of_known_networks(tmp_path, config, pixels, published):
         assert tuple(round(result.ceiling(sites, removed, scope), 2) for removed in (0.5, 0.75)) == ceilings
 
 
-def look_at(
-    path: Path | str, *, recipe: MergeRecipe = RECIPES["default"], device: str = "cpu", **sides: int
-) -> Forecast:
+def look_at(path: Path | str, *, recipe: Recipe = RECIPES["default"], device: str = "cpu", **sides: int) -> Forecast:
     pixels = sides.get("frames"), sides.get("height"), sides.get("width")
     return forecast(read_blueprint(str(path)), pixels, recipe, device)
 
@@ -283,3 +284,21 @@ def test_a_model_on_the_hub_is_read_from_its_configurations(monkeypatch):
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *args, **options: object())
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     assert plan("somebody/model", "--device", "cpu") == plan("shipped", "--device", "cpu")
+
+
+def test_calibrated_recipe_is_forecast_site_by_site(tmp_path):
+    sites = find_sites(read_blueprint("shipped/dit").networks["transformer"])
+    fixed = replace(RECIPES["vit"], levels="all")
+    quarter = replace(fixed, policy=AdaptiveMerge(threshold=-1, capacity=0.5, spare="fill"))
+    where = {sites[1].name: fixed, sites[2].name: fixed, sites[4].name: quarter}
+    path = tmp_path / "recipe.json"
+    CalibratedRecipe(identify_sites(sites), where).save(path)
+    result = look_at("shipped/dit", recipe=find_recipe(str(path)))
+    alone = {one: look_at("shipped/dit", recipe=one) for one in (fixed, quarter)}
+    gains = [alone[where[name]].sites[index].prediction.gain for index, name in zip((1, 2, 4), where, strict=True)]
+    assert [site.name for site in result.merging] == [*where]
+    assert result.speedup == pytest.approx(result.seconds / (result.seconds - sum(gains)))
+    text = verdict(result, "recipe.json")
+    assert "2 recipes for 3 sites" in text and "two graphs" not in text
+    with pytest.raises(ValueError, match=r"calibrated on 7 BasicTransformerBlock, \w+; this model has"):
+        look_at("shipped/unet", recipe=find_recipe(str(path)))

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from catome_adapters.prediction.seconds import predict_site, typical_grid
-from catome_adapters.recipe import MergeRecipe
+from catome_adapters.recipes.recipe import MergeRecipe
 from catome_adapters.sites.site import MergeSite
 from catome_core import Lattice
 

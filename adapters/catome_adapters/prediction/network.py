@@ -11,7 +11,7 @@ from torch import nn
 from catome_adapters.architectures.unet import is_unet, level_at
 from catome_adapters.prediction.rates import rates_of
 from catome_adapters.prediction.seconds import TYPICAL_BATCH, site_seconds, typical_grid
-from catome_adapters.recipe import MergeRecipe
+from catome_adapters.recipes.recipe import MergeRecipe
 from catome_adapters.sites.site import MergeSite
 from catome_adapters.sites.weights import count_parts, count_weights
 

@@ -9,7 +9,7 @@ from catome_adapters.hooks.lattices import keys_left_out
 from catome_adapters.hooks.scopes import SCOPES
 from catome_adapters.prediction.gathering import gather_seconds, weights_as_gathered
 from catome_adapters.prediction.rates import DeviceRates, rates_of
-from catome_adapters.recipe import MergeRecipe
+from catome_adapters.recipes.recipe import MergeRecipe
 from catome_adapters.sites.site import MergeSite
 from catome_adapters.sites.weights import Flops, SiteWeights, count_weights
 from catome_core import Lattice, TokenGrid

@@ -13,7 +13,7 @@ from catome_adapters.prediction.seconds import (
     share_at,
     site_seconds,
 )
-from catome_adapters.recipe import MergeRecipe
+from catome_adapters.recipes.recipe import MergeRecipe
 from catome_adapters.records import SitePlan
 from catome_adapters.sites.weights import SiteWeights
 from catome_core import PlanKey

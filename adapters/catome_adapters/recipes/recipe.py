@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
-from os import getpid
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from catome_adapters.hooks.scopes import SCOPES
+from catome_adapters.recipes.saved import load_text, save_text
 from catome_core import PAPER_SCHEDULES, AdaptiveMerge, CheckpointSchedule, Lattice, checks
 
 Metric = Literal["input", "output"]
@@ -139,15 +139,7 @@ class MergeRecipe:
         Raises:
             OSError: If the file cannot be written.
         """
-        path = Path(path)
-        unfinished = path.with_name(f".{path.name}.{getpid()}")
-        try:
-            unfinished.write_text(self.to_json() + "\n", encoding="utf-8")
-            unfinished.replace(path)
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, str(path)) from error
-        finally:
-            unfinished.unlink(missing_ok=True)
+        save_text(path, self.to_json())
 
     @classmethod
     def load(cls, path: str | Path) -> MergeRecipe:
@@ -163,10 +155,7 @@ class MergeRecipe:
             ...     print(MergeRecipe.load(f"{folder}/mine.json").scope)
             block
         """
-        try:
-            return cls.from_json(Path(path).read_text(encoding="utf-8"))
-        except (TypeError, ValueError) as error:
-            raise checks.located(f"{path}: ", error) from error
+        return load_text(path, cls.from_json)
 
 
 def _kind_of_policy(values: Any) -> type[AdaptiveMerge | Lattice]:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from catome_adapters.hooks.scopes import SCOPES
 from catome_adapters.hooks.segment import Segment
 from catome_adapters.prediction.seconds import TYPICAL_BATCH, predict_site, typical_grid
-from catome_adapters.recipe import MergeRecipe
+from catome_adapters.recipes.recipe import MergeRecipe
 from catome_adapters.reports.names import group_name, name_groups
 from catome_adapters.sites.site import MergeSite, SkippedSite
 from catome_core import TokenGrid

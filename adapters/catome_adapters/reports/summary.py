@@ -9,7 +9,7 @@ from itertools import chain
 from statistics import mean, quantiles
 from typing import NamedTuple
 
-from catome_adapters.recipe import MergeRecipe
+from catome_adapters.recipes.recipe import MergeRecipe
 from catome_adapters.records import RunLog, SiteStep, StepRecord
 from catome_adapters.reports.names import group_name, name_groups
 from catome_adapters.sites.grid import Shape

@@ -28,6 +28,6 @@ def test_a_session_is_printed_in_a_line():
         assert repr(session) == f"MergeSession({len(session.sites)} sites, scope='block', step=None of 0)"
         assert {len(repr(one).splitlines()) for one in [*session.sites, *session.skipped]} == {1}
         assert all(repr(one) == f"SkippedSite({one.name!r}, {one.reason!r})" for one in session.skipped)
-        segment = session._run.attachment.segments[0]
+        segment = session._runs.each[0].attachment.segments[0]
         assert repr(segment) == f"Segment({segment.site.name!r}, {len(segment.sites)} blocks, AroundBlock)"
     assert repr(session).endswith(", detached)")

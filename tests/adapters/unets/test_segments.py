@@ -89,5 +89,5 @@ def test_segment_merges_once_and_every_block_in_it_is_short(unet):
     policy = {"threshold": -1, "capacity": 0.25, "spare": "fill"}
     with attach(unet, unet_recipe("block", segment=2, **policy), sites=level_two(unet)) as session:
         call(DEEP, unet, session)
-        assert [pairs.cache.has_plan for pairs in session._run.attachment.pairs] == [True, True]
+        assert [pairs.cache.has_plan for pairs in session._runs.each[0].attachment.pairs] == [True, True]
     assert lengths == [32, 32, 32]

@@ -113,7 +113,7 @@ def test_summary_as_json_has_every_figure():
         draw(pipe, steps=4)
         summary, values = session.summary(), json.loads(session.summary().to_json())
         assert summary.memory == sum(
-            part.nbytes for pairs in session._run.attachment.pairs for part in pairs.cache.buffers()
+            part.nbytes for pairs in session._runs.each[0].attachment.pairs for part in pairs.cache.buffers()
         )
     assert [values[name] for name in ("steps", "checkpoints")] == [[0, 1, 2, 3], list(summary.checkpoints)]
     for name in ("merged_fraction", "overflow", "speedup", "seconds", "timed_steps", "memory"):
