@@ -67,7 +67,7 @@ class MergeRuns:
     def summarize(self, step: int | None) -> SessionSummary:
         """The last run, with the present step so far; reads from the device."""
         records = [run.records(step) for run in self.each]
-        whole, gain = (sum(parts) for parts in zip(*map(MergeRun.predict_gain, self.each, records), strict=True))
+        whole, gain = (sum(parts) for parts in zip(*map(_predict_gain, self.each, records), strict=True))
         return summarize_run(
             sorted(chain.from_iterable(records), key=_step_of),
             max((run.log for run in self.each), key=_timed_steps_of),
@@ -75,6 +75,18 @@ class MergeRuns:
             sum(run.attachment.memory for run in self.each),
             all(run.thins_keys for run in self.each),
         )
+
+
+def _predict_gain(run: MergeRun, records: Sequence[StepRecord]) -> tuple[float, float]:
+    """Seconds of the networks that are the part of a run's blocks in these steps, and what merging gains of them.
+
+    Both are 0 where the figures of a block do not say it.
+    """
+    segments = {pairs.name: segment for segment in run.attachment.segments for pairs in segment.pairs}
+    ran = [(segments[plan.name], plan, record.checkpoint) for record in records for plan in record.plans]
+    outcomes = [run.worth.outcome(one.weights, plan, fresh, one.blocks_per_plan) for one, plan, fresh in ran]
+    whole, gain = (sum(parts) for parts in zip((0.0, 0.0), *outcomes, strict=True))
+    return whole, gain
 
 
 def _step_of(record: StepRecord) -> int:

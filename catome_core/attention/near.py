@@ -16,6 +16,10 @@ from catome_core.attention.tables import FieldIndex, index_field
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
+CACHED_BYTES = 4 * 2**20
+"""On a CPU, so much of the tiles' keys and values is gathered at a time. All of them would not fit the cache, and be
+memory that the system hands out anew in every call."""
+
 
 def attend_near_and_far(
     call: dict[str, Any], anchors: Int[Tensor, "cells"], field: NearField, *, takes_mask: bool = True
@@ -23,7 +27,8 @@ def attend_near_and_far(
     """Fused attention in which every query sees near tokens one by one, and of each cell beyond one that counts for it.
 
     Nothing is matched, and no shape depends on the data: the keys of each tile of queries are gathered, and tiles are
-    samples of a batch, so that one call serves all. Where the near field covers the grid, it is plain attention.
+    samples of a batch, so that one call serves all; on a CPU, each of a few calls as many as the cache holds. Where the
+    near field covers the grid, it is plain attention.
 
     Args:
         call: Arguments of `scaled_dot_product_attention` by name; query, key and value have four dimensions. A mask
@@ -60,13 +65,37 @@ def attend_near_and_far(
 def _attend_tiles(
     call: dict[str, Any], anchors: Tensor, index: FieldIndex, lead: int, takes_mask: bool
 ) -> Float[Tensor, "batch tiles*queries heads channels"]:
-    query, mask = call["query"], call.get("attn_mask")
     keys = torch.cat([index.near, anchors[index.far] + lead], 1)
-    bias = index.bias if len(index.bias) == 1 else index.bias.repeat(len(query), 1, 1, 1)
-    indices = {"query": index.queries, "key": keys, "value": keys}
+    bias, shared = index.bias, len(index.bias) == 1
+    parts = [
+        _attend_some_tiles(call, index.queries[part], keys[part], bias if shared else bias[part], takes_mask)
+        for part in _parts(call["key"], keys)
+    ]
+    return torch.cat(parts, 1) if len(parts) > 1 else parts[0]
+
+
+def _parts(key: Tensor, keys: Int[Tensor, "tiles keys"]) -> list[slice]:
+    """The tiles of each call of the kernel: of one call all, or on a CPU as many as the cache holds."""
+    if key.device.type != "cpu" or torch.compiler.is_compiling():
+        return [slice(None)]
+    tile = 2 * keys.shape[1] * key[:, :, :1].numel() * key.element_size()
+    some = max(1, CACHED_BYTES // max(1, tile))
+    return [slice(first, first + some) for first in range(0, len(keys), some)]
+
+
+def _attend_some_tiles(
+    call: dict[str, Any],
+    queries: Int[Tensor, "tiles n"],
+    keys: Int[Tensor, "tiles keys"],
+    bias: Float[Tensor, "1|tiles 1 1 keys"],
+    takes_mask: bool,
+) -> Float[Tensor, "batch tiles*n heads channels"]:
+    query, mask = call["query"], call.get("attn_mask")
+    bias = bias if len(bias) == 1 else bias.repeat(len(query), 1, 1, 1)
+    indices = {"query": queries, "key": keys, "value": keys}
     tiled: dict[str, Any] = call | {name: _gather(call[name], own) for name, own in indices.items()}
     if mask is not None:
-        bias = bias + _gather_mask(to_additive(mask, query.dtype), index.queries, keys, query)
+        bias = bias + _gather_mask(to_additive(mask, query.dtype), queries, keys, query)
     if takes_mask or bias.shape[1:3] != (1, 1):
         tiled["attn_mask"] = bias.to(query.dtype)
         attended = scaled_dot_product_attention(**tiled)

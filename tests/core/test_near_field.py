@@ -1,6 +1,7 @@
 """Near keys one by one and far keys by the cell, against attention over all keys with weights made in loops."""
 
 from typing import NamedTuple
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -183,6 +184,20 @@ def test_one_fused_call_over_the_predicted_keys(scene, takes_mask):
     assert tiled["key"].shape[:3] == tiled["value"].shape[:3] == (tiles, HEADS, field.keys)
     assert [call["query"].shape[2] for call in others] == [field.outside] * bool(field.outside)
     assert (tiled.get("attn_mask") is not None) == takes_mask
+
+
+@given(scenes(), either, st.integers(1, 4000))
+def test_pieces_that_a_cache_holds_give_what_one_call_gives(scene, takes_mask, size):
+    call, field = scene.call(), scene.field
+    whole = attend_near_and_far(call, scene.anchors, field, takes_mask=takes_mask)
+    with patch("catome_core.attention.near.CACHED_BYTES", size), RecordCalls() as record:
+        parts = attend_near_and_far(call, scene.anchors, field, takes_mask=takes_mask)
+    torch.testing.assert_close(parts, whole, **TOLERANCE)
+    if not field.covers_grid:
+        pieces = [one["key"] for one in (record.calls[:-1] if field.outside else record.calls)]
+        assert sum(map(len, pieces)) == BATCH * field.tiles
+        numbers = [2 * keys.shape[:3].numel() * CHANNELS * keys.element_size() for keys in pieces]
+        assert all(held <= size or len(keys) == BATCH for held, keys in zip(numbers, pieces, strict=True))
 
 
 @pytest.mark.parametrize(("shape", "rows"), [((8, 12), 1), ((2, 6, 4), 1), ((7, 12), 2 * 24)])

@@ -73,12 +73,10 @@ class Attachment:
 
     def begin_step(self, step: int, checkpoint: bool, merging: Callable[[Segment], bool]) -> None:
         """Before a step, from 0: move, recompute or reuse, or leave the tokens of a segment alone."""
-        for lattice in self._lattices:
-            lattice.move_to(step)
-        for host in self.hosts:
-            host.begin_step(True)
         for segment in self.segments:
             merges = merging(segment)
+            if merges and segment.lattice is not None:
+                segment.lattice.move_to(step)
             for attention in segment.attentions if merges else ():
                 attention.begin_step()
             segment.pairs.begin_step(checkpoint, merges)

@@ -16,6 +16,9 @@ from catome_adapters.sites.grid import GridSize, Measure, grid_size
 from catome_adapters.steps.observe import ObservedComponent
 from catome_core import backward_node, has_values, refuse_jit_trace
 
+CallShapes = tuple[GridSize, torch.Size, torch.dtype, torch.device]
+"""Of a call: the size of the grid, and what the first of its arguments is that is a tensor."""
+
 
 class Host(HookOwner):
     """A hook on one host: the module whose arguments give the grid of the tokens inside.
@@ -29,6 +32,8 @@ class Host(HookOwner):
         in_step: Whether the step of its next calls is known.
         components: The parts of the pipeline that report the steps, as they were when last observed.
         recorded: Its calls that gradients flow through.
+        settled: The call after which nothing is to be decided in this run, if the next ones are like it: nothing
+            merges. None: every call counts.
     """
 
     def __init__(self, module: nn.Module, measure: Measure, before_call: Callable[[Host], None]) -> None:
@@ -39,6 +44,8 @@ class Host(HookOwner):
         self.in_step = False
         self.components: Sequence[ObservedComponent[Any]] = ()
         self.recorded = HostCalls()
+        self.settled: CallShapes | None = None
+        self._last: CallShapes | None = None
         self._calls: Counter[str | None] = Counter()
         self.handle: Any = module.register_forward_pre_hook(self._before, with_kwargs=True)
 
@@ -66,6 +73,15 @@ class Host(HookOwner):
         self.in_step = in_step
         self._calls.clear()
 
+    @property
+    def was_called_once(self) -> bool:
+        """Whether this step has called it once, in no context."""
+        return self._calls == {None: 1} and self._last is not None
+
+    def settle(self) -> None:
+        """Calls like the last one are nothing out of the ordinary, and their blocks are left alone."""
+        self.settled = self._last
+
     def remove(self) -> None:
         """Remove the hook."""
         self.handle.remove()
@@ -74,13 +90,33 @@ class Host(HookOwner):
         if self.is_copy:
             return
         given = dict(zip(self.names, args, strict=False)) | kwargs
-        if not torch.compiler.is_compiling():
-            self._begin_call(next((value for value in given.values() if isinstance(value, Tensor)), None))
-        self.size = grid_size(self.measure(given))
+        if torch.compiler.is_compiling():
+            self.size = grid_size(self.measure(given))
+            return
+        if self.settled is None:
+            refuse_jit_trace()
+        size = grid_size(self.measure(given))
+        tensor = next((value for value in given.values() if isinstance(value, Tensor)), None)
+        self._last = None if tensor is None else (size, tensor.shape, tensor.dtype, tensor.device)
+        if self._is_usual:
+            self._calls[None] += 1
+        else:
+            self._begin_call(tensor)
+        self.size = size
+
+    @property
+    def _is_usual(self) -> bool:
+        """Whether the run is settled, and this is the only call of its step, like that of the step before."""
+        if self.settled is None or self.settled != self._last or self._calls or torch.is_grad_enabled():
+            return False
+        return self.in_step and not self._was_replaced
+
+    @property
+    def _was_replaced(self) -> bool:
+        return any(one.is_replaced for one in self.components)
 
     def _begin_call(self, tensor: Tensor | None) -> None:
         """A call in eager code; `tensor` is the first of its arguments that is one."""
-        refuse_jit_trace()
         if backward_node() is not None:
             self.recorded.repeat(tensor, type(self.module).__name__)
             return
@@ -91,8 +127,7 @@ class Host(HookOwner):
             self.recorded.begin(tensor)
 
     def _count_call(self) -> None:
-        replaced = any(getattr(one.pipeline, one.name, None) is not one.component for one in self.components)
-        if self._calls[self.context] or replaced or not self.in_step:
+        if self._calls[self.context] or not self.in_step or self.settled is not None or self._was_replaced:
             self.before_call(self)
         # Only now: a replaced component begins a new run.
         self._calls[self.context] += 1

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 from catome_adapters.hooks.scope import Scope
+from catome_adapters.sites.site import MergeSite
 from catome_adapters.sites.weights import SiteWeights
 from catome_core import AdaptiveMerge, Lattice, PlanKey
 
@@ -31,3 +32,10 @@ class MergeRules:
     seed: int
     strides: Callable[[tuple[int, ...]], int | tuple[int, ...]]
     pays_off: Callable[[SiteWeights, PlanKey], bool]
+
+
+def policy_for(rules: MergeRules, sites: Sequence[MergeSite]) -> AdaptiveMerge | Lattice:
+    """With one plan for the whole batch, where a layout needs that for its rows."""
+    shared = rules.scope.merges_queries and any(site.layout.shared for site in sites)
+    policy = rules.policy
+    return replace(policy, shared=True) if shared and isinstance(policy, AdaptiveMerge) else policy

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,12 +18,12 @@ from catome_adapters.hooks.memories import Memories
 from catome_adapters.hooks.owner import HookOwner
 from catome_adapters.hooks.pairs import PairsByCall
 from catome_adapters.hooks.repeats import SegmentPasses
-from catome_adapters.hooks.rules import MergeRules
+from catome_adapters.hooks.rules import MergeRules, policy_for
 from catome_adapters.sites.call import Arguments, BlockCall
 from catome_adapters.sites.plans import BlockPlans
 from catome_adapters.sites.site import MergeSite
 from catome_adapters.sites.weights import count_weights
-from catome_core import AdaptiveMerge, Lattice, MergePlan, PlanKey, TokenGrid, extend, has_values
+from catome_core import Lattice, MergePlan, PlanKey, TokenGrid, extend, has_values
 
 
 class LastCall:
@@ -46,12 +45,15 @@ class Segment:
         known: What follows from the shapes of a call.
         last_calls: By plan, the tokens of the last call.
         blocks_per_plan: Number of blocks that share a plan.
+        settled: Whether its blocks are left alone, in eager code, until a call is unlike the one before.
     """
+
+    settled = False
 
     def __init__(self, sites: Sequence[MergeSite], host: Host, rules: MergeRules) -> None:
         self.sites, self.host, self.rules, self.scope = tuple(sites), host, rules, rules.scope
         self.site, self.state, self.between = as_one(self.sites), ForwardState(), Between(self.sites)
-        self.policy = _policy_of(rules, self.sites)
+        self.policy = policy_for(rules, self.sites)
         self.weights = count_weights(self.site)
         self.last_calls = [LastCall() for _ in (self.sites[:1] if self.scope.plans_ahead else self.sites)]
         self.blocks_per_plan = len(self.sites) // len(self.last_calls)
@@ -70,6 +72,12 @@ class Segment:
     def never_ran(self) -> bool:
         """Whether the host has been called, and the first block never."""
         return self.last_calls[0].key is None and self.host.size is not None
+
+    @property
+    def is_too_small(self) -> bool:
+        """Whether all of its calls in this step, in eager code, had sizes at which nothing merges in this run."""
+        small = [known.key for known in self.known.values() if not known.pays_off]
+        return all(any(pairs.key is key for key in small) for pairs in self.pairs)
 
     def before_block(self, block: BlockCall, call: Arguments) -> Arguments:
         """Before a block: the first one's tokens make the plan."""
@@ -162,13 +170,6 @@ class Segment:
         return SelfAttention(site, module, self.scope, self.state, needs, self._match_output if matched else None)
 
 
-def _policy_of(rules: MergeRules, sites: Sequence[MergeSite]) -> AdaptiveMerge | Lattice:
-    """With one plan for the whole batch, where a layout needs that for its rows."""
-    shared = rules.scope.merges_queries and any(site.layout.shared for site in sites)
-    policy = rules.policy
-    return replace(policy, shared=True) if shared and isinstance(policy, AdaptiveMerge) else policy
-
-
 class BlockHooks(HookOwner):
     """The hooks around one block of a segment."""
 
@@ -182,8 +183,13 @@ class BlockHooks(HookOwner):
         for handle in self.handles:
             handle.remove()
 
-    def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
-        return (args, kwargs) if self.is_copy else self.segment.before_block(self.block, (args, kwargs))
+    @property
+    def _do_nothing(self) -> bool:
+        # In this order compiled code does not depend on whether a run is settled.
+        return self.is_copy or (not torch.compiler.is_compiling() and self.segment.settled)
+
+    def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
+        return None if self._do_nothing else self.segment.before_block(self.block, (args, kwargs))
 
     def _after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        return output if self.is_copy else self.segment.after_block(self.block, output)
+        return output if self._do_nothing else self.segment.after_block(self.block, output)

@@ -6,7 +6,7 @@ from catome_adapters.prediction.rates import DeviceRates
 from catome_adapters.sites.weights import SiteWeights
 from catome_core import AdaptiveMerge, Lattice, TokenGrid
 
-GATHER_LAUNCHES, GATHER_BEHIND_LAUNCHES, NEAR_LAUNCHES = 5, 7, 31
+GATHER_LAUNCHES, GATHER_BEHIND_LAUNCHES, NEAR_LAUNCHES = 5, 7, 34
 """Operations that a call adds which gathers its keys before their projections, behind them, or for tiles with a near
 field, as a dispatch mode counts them."""
 
@@ -20,7 +20,7 @@ def weights_as_gathered(weights: SiteWeights, policy: AdaptiveMerge | Lattice) -
 def gather_seconds(lattice: Lattice, weights: SiteWeights, grid: TokenGrid, batch: int, rates: DeviceRates) -> float:
     """Reading and writing the anchors, before their projections or behind; of a near field, the keys of every tile.
 
-    What all tiles gather is large, and new to the process in every call: on the shipped DiT that is most of it.
+    What all tiles gather is large: with a near field, that is most of it.
 
     Examples:
         >>> weights = SiteWeights(channels=8, width=8, projections=256, rest=1024, text_width=0, itemsize=4)
@@ -37,5 +37,5 @@ def gather_seconds(lattice: Lattice, weights: SiteWeights, grid: TokenGrid, batc
     else:
         numbers, launches = 2 * (grid.prefix + grid.destinations) * weights.width, GATHER_BEHIND_LAUNCHES
     written = batch * numbers * weights.itemsize
-    paging = 0.0 if field is None else written / rates.paging
-    return 2 * written / rates.bandwidth + paging + launches * rates.launch
+    tiling = 0.0 if field is None else written / rates.tiling
+    return 2 * written / rates.bandwidth + tiling + launches * rates.launch
