@@ -3,9 +3,11 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 JOBS ?= 2
+# What the pages stack with merging, and what runs their blocks.
+PASTED := peft torchao pytest "sybil>=8"
 VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' catome/__init__.py)
 
-.PHONY: demo test lint types docs matrix endurance lowest build check publish clean
+.PHONY: demo test lint types docs figures matrix endurance lowest build check publish clean
 
 demo: $(VENV)/.bench
 	$(BIN)/catome demo $(DEMO)
@@ -21,6 +23,10 @@ types: $(VENV)/.dev
 
 docs: $(VENV)/.dev
 	$(BIN)/mkdocs build --strict
+
+# The figures of docs/how-it-works.md, computed by the library.
+figures: $(VENV)/.dev
+	$(BIN)/python docs/figures/draw.py
 
 # The table of docs/architectures.md, by trying everything.
 matrix: $(VENV)/.dev
@@ -42,13 +48,18 @@ build: $(VENV)/.release
 	$(BIN)/python -m build .
 	$(BIN)/python -m build --wheel --outdir dist weights
 
-# Both must install and import where nothing else is installed.
+# Both must install and import where nothing else is installed; and with what they need, all blocks of README and docs must run,
+# pasted in order, in a folder outside of the checkout.
 check: build
 	$(BIN)/twine check --strict dist/*
 	PYTHONPATH=tests $(BIN)/python -m tools.wheel dist/*.whl
 	$(PYTHON) -m venv --clear $(VENV)/empty
 	$(VENV)/empty/bin/pip install --quiet --no-deps dist/*.whl
 	$(VENV)/empty/bin/python -I -c "import catome, catome_weights; print(catome.__version__, *catome.__all__)"
+	$(PYTHON) -m venv --clear $(VENV)/pasted
+	$(VENV)/pasted/bin/pip install --quiet "$$(ls dist/catome-*.whl)[bench,timm]" dist/catome_weights-*.whl $(PASTED)
+	pages=$$(mktemp -d) && trap 'rm -rf "$$pages"' EXIT && cp -r README.md docs conftest.py "$$pages" && cd "$$pages" && \
+		$(abspath $(VENV))/pasted/bin/python -m pytest -q -p no:cacheprovider README.md docs
 
 # Everything before the upload, and a list of what is left to do by hand.
 publish: check

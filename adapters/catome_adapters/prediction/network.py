@@ -35,7 +35,8 @@ def network_seconds(
 
 def blocks_share(sites: Iterable[MergeSite], network: float, recipe: MergeRecipe, device_type: str = "") -> float:
     """Share of the networks' seconds that these blocks take; 1 where the models have no default size."""
-    return blocks_seconds(sites, recipe, device_type) / network if network else 1.0
+    blocks = blocks_seconds(sites, recipe, device_type)
+    return blocks / network if blocks else 1.0
 
 
 def blocks_seconds(sites: Iterable[MergeSite], recipe: MergeRecipe, device_type: str = "") -> float:

@@ -9,7 +9,7 @@ from diffusers.models.attention import BasicTransformerBlock
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from catome_adapters import MergeRecipe, MergeSite, find_sites
+from catome_adapters import MergeRecipe, MergeSite, attach, find_sites
 from catome_adapters.architectures.unet import LAYOUT, at_size
 from catome_adapters.hooks.scopes import SCOPES
 from catome_adapters.prediction.levels import LevelGain, winning_levels
@@ -130,6 +130,14 @@ def test_grid_at_a_size_is_the_one_that_is_called(size):
 @pytest.mark.parametrize(("sample_size", "shape"), [(16, (16, 16)), ((12, 20), (12, 20)), (None, None)])
 def test_default_grid_comes_from_the_networks_size(sample_size, shape):
     assert find_sites(sd_unet(sample_size=sample_size))[0].shape == shape
+
+
+def test_blocks_of_a_network_without_a_default_size_count_as_all_of_it():
+    network = sd_unet(sample_size=None)
+    with torch.no_grad(), attach(network, replace(HALF, levels=(1,))) as session:
+        session.begin_step(0, 2)
+        run(network, noise(1, 4, 16, 16))
+    assert session.summary().speedup is not None
 
 
 def test_levels_that_gain_enough_win_and_no_other():
