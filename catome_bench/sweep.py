@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from catome_adapters import sessions
+from catome_adapters import MergeRecipe, find_sites, sessions
 from catome_bench.comparison.calls import motif_of
 from catome_bench.comparison.drawing import device_of, is_compiled
 from catome_bench.measure.features import Features, open_features
@@ -88,20 +88,21 @@ def sweep(
     """
     options = dict(options or {})
     _check(pipe, prompts, seeds, steps, options)
-    tables_drawn, shard, store = rows_of(tables, steps), Shard.from_environment(), Store(output)
+    top = min(site.level for site in find_sites(pipe))
+    tables_drawn, shard, store = rows_of(tables, steps, top), Shard.from_environment(), Store(output)
     network, goal = _yardstick(real, features, device_of(pipe))
     rows = {name: row for table in tables_drawn.values() for name, row in table.items()}
     run = Run(pipe, [motif_of(pipe, prompt) | options for prompt in prompts], all_takes(len(prompts), seeds), steps)
     left_out = run.left_out(rows)
     store.begin(
         {
-            "tables": list(tables),
+            "tables": [table for table in SWEEP_TABLES if table in tables],
             "steps": steps,
             "seeds": seeds,
             "options": options,
             "model": identify(pipe),
             "sha256": digest_of(prompts),
-            **_describe(tables_drawn, left_out, steps),
+            **_describe(tables_drawn, left_out, recipes_of(steps, top)),
             "prompts": list(prompts),
         }
     )
@@ -142,15 +143,17 @@ def measure_sweep(
     return swept
 
 
-def _describe(tables: Mapping[str, Mapping[str, Variant]], left_out: Mapping[str, str], steps: int) -> dict[str, Any]:
+def _describe(
+    tables: Mapping[str, Mapping[str, Variant]], left_out: Mapping[str, str], recipes: Mapping[str, MergeRecipe]
+) -> dict[str, Any]:
     """The rows of every table that can be drawn, by their families, and their recipes, for JSON."""
     rows = {
         table: {name: row.family for name, row in some.items() if name not in left_out}
         for table, some in tables.items()
     }
     drawn = {name for some in rows.values() for name in some}
-    recipes = {name: json.loads(one.to_json()) for name, one in recipes_of(steps).items() if name in drawn}
-    return {"rows": rows, "left_out": dict(left_out), "recipes": recipes}
+    known = {name: json.loads(recipe.to_json()) for name, recipe in recipes.items() if name in drawn}
+    return {"rows": rows, "left_out": dict(left_out), "recipes": known}
 
 
 def _yardstick(

@@ -24,7 +24,9 @@ Found = Mapping[str, Any]
 
 
 def render_sweep(found: Found) -> list[Table]:
-    """A table for each of those that were asked for; no figures while pictures are missing."""
+    """A table for each of those that were asked for; none while others still draw."""
+    if found["missing"] and not found["rows"]:
+        return []
     rows = {row["name"]: row for row in found["rows"]}
     drawn = {name: [rows[one] for one in names] for name, names in found["settings"]["rows"].items() if rows}
     return [
@@ -53,7 +55,7 @@ def _cells(row: Found) -> list[str]:
     return [
         f"{row['seconds']:.3g}",
         with_interval(row["speedup"]) if row["psnr"] else "",
-        "" if row["distance"] is None else f"{row['distance']:.4g}",
+        "" if row["distance"] is None else f"{round(row['distance'], 6):.4g}",
         _decibels(row["psnr"]),
         f"{row['ssim']['median']:.4f}" if row["ssim"] else "",
         "" if row["merged"] is None else f"{row['merged']:.0%}",

@@ -2,6 +2,8 @@
 
 import errno
 import json
+import os
+import re
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -13,6 +15,7 @@ from PIL import Image
 
 from catome_adapters import RECIPES, attach, sessions
 from catome_bench.comparison.drawing import draw
+from catome_bench.files import whole_file
 from catome_bench.measure.fidelity import psnr, ssim
 from catome_bench.measure.frechet import frechet_distance
 from catome_bench.races import peers
@@ -139,7 +142,7 @@ def by_hand(pipe: Any, name: str, take: Take, steps: int = 2) -> torch.Tensor:
                 draw(pipe, call | {"classes": [["cat", "rocket"][before.prompt]]}, before.seed)
             return draw(pipe, call, take.seed).pictures[0]
     if name in ("config_3", "balanced"):
-        with attach(pipe, "paper" if name == "config_3" else name):
+        with attach(pipe, replace(RECIPES["paper"], levels=(1,)) if name == "config_3" else name):
             return draw(pipe, call, take.seed).pictures[0]
     return draw(pipe, call | {"num_inference_steps": 1 if name == "1-steps" else steps}, take.seed).pictures[0]
 
@@ -201,6 +204,46 @@ def test_every_recipe_is_set_beside_the_fewer_steps_that_take_as_long(sweep):
         line.startswith("balanced: 1.00x faster, ") and "; 1-steps, the nearest in time: 1.67x" in line
         for line in lines
     )
+
+
+def test_every_row_makes_a_short_call_that_does_not_count_before_its_first_picture(sweep, saved, pipe):
+    log: list[int] = []
+    hook = pipe.transformer.register_forward_pre_hook(lambda *_: log.append(len(saved)))
+    sweep(tables=["comparison"], prompts=["cat"], steps=5)
+    hook.remove()
+    # Each once to see whether it can be drawn at all, unmerged and peers; then all rows, ca-tome after another picture.
+    rows = {"unmerged": 1, "tomesd": 1, "ca-tome": 2, "config_3": 1, "balanced": 1, "4-steps": 1}
+    assert log.count(0) == 2 * (3 + sum(rows.values())) + 5
+
+
+def test_pictures_of_several_machines_are_noted(sweep, monkeypatch):
+    process(monkeypatch, 0, 2)
+    sweep()
+    process(monkeypatch, 1, 2)
+    monkeypatch.setattr(running, "device_name", lambda device: "another")
+    assert re.search("several machines, whose seconds are not comparable: .+, another\n", str(sweep()))
+
+
+def test_a_call_that_draws_several_pictures_is_refused(sweep):
+    call = {"height": 32, "width": 32, "num_frames": 5}
+    with pytest.raises(ValueError, match="a call drew 5 pictures; expected one"):
+        sweep(pipe=TEXTED["Wan"](), prompts=["a cat"], options=call)
+
+
+def test_processes_that_write_one_file_do_not_meet(tmp_path, monkeypatch):
+    with whole_file(tmp_path / "results.json") as first:
+        first.write_text("first")
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "getpid", lambda: -1)
+            with whole_file(tmp_path / "results.json") as second:
+                second.write_text("second")
+    assert files(tmp_path) == {"results.json": b"first"}
+
+
+def test_the_order_of_the_tables_is_no_other_setting(sweep, monkeypatch):
+    monkeypatch.setattr(running.Run, "draw_shard", lambda *given: None)
+    for tables in (["comparison", "configurations"], ["configurations", "comparison", "comparison"]):
+        assert sweep(tables=tables).settings["tables"] == ["configurations", "comparison"]
 
 
 def test_a_table_of_data_needs_no_picture(sweep, saved):

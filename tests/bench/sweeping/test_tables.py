@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from catome_adapters import RECIPES
 from catome_bench.races.variants import REFERENCE
 from catome_bench.sweeping.prompts import PRESETS, check_preset, digest_of, fill, imagenet_classes
-from catome_bench.sweeping.tables import CACHED, recipes_of, rows_of, uncached
+from catome_bench.sweeping.tables import configurations, paper, recipes_of, rows_of, thresholds
 from catome_bench.sweeping.takes import Shard, all_takes
 from catome_core import PAPER_SCHEDULES
 
@@ -18,29 +18,29 @@ PAPER = RECIPES["paper"]
 
 @pytest.mark.parametrize(("steps", "called"), [(1, 1), (10, 10), (50, 51), (60, 119)])
 def test_the_first_table_has_the_thresholds_of_the_paper_and_matches_in_every_step(steps, called):
-    recipes = uncached(steps).values()
+    recipes = thresholds(steps, 1).values()
     assert [recipe.policy.threshold for recipe in recipes] == [0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
     for recipe in recipes:
         assert all(recipe.schedule.is_checkpoint(step, called) for step in range(called))
-        assert replace(recipe, policy=PAPER.policy, schedule=PAPER.schedule) == PAPER
+        assert replace(recipe, policy=PAPER.policy, schedule=PAPER.schedule) == paper(1)
 
 
 def test_the_third_table_has_the_checkpoints_of_the_second_at_the_threshold_of_the_paper():
-    assert {name: recipe.schedule for name, recipe in CACHED.items()} == dict(PAPER_SCHEDULES)
-    assert {recipe.policy.threshold for recipe in CACHED.values()} == {0.7}
-    assert CACHED["config_3"] == PAPER
+    assert {name: recipe.schedule for name, recipe in configurations(1).items()} == dict(PAPER_SCHEDULES)
+    assert {recipe.policy.threshold for recipe in configurations(1).values()} == {0.7}
+    assert configurations(2)["config_3"] == replace(PAPER, levels=(2,))
 
 
 @pytest.mark.parametrize("steps", [1, 2, 10, 50])
 def test_every_table_begins_with_the_unmerged_row_and_a_name_means_one_thing(steps):
-    tables = rows_of(("comparison", "configurations", "thresholds", "caching"), steps)
+    tables = rows_of(("comparison", "configurations", "thresholds", "caching"), steps, 1)
     assert list(tables) == ["thresholds", "caching", "comparison"]
     every = [pair for rows in tables.values() for pair in rows.items()]
     for name, row in every:
         assert [(one.family, one.share) for other, one in every if other == name] == [(row.family, row.share)] * len(
             [other for other, _ in every if other == name]
         )
-        assert (row.family == "ours") == (name in recipes_of(steps))
+        assert (row.family == "ours") == (name in recipes_of(steps, 1))
         assert name == name.strip() and not set(name) & set('/\\:*?"<>| ')
     assert all(next(iter(rows)) == REFERENCE for rows in tables.values())
     fewer = [row.steps(steps) for _, row in every if row.family == "fewer steps"]
