@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from catome_adapters import RECIPES, MergeRecipe, attach, detach, sessions
     from catome_bench.compare import Compared, compare
     from catome_bench.models import load_shipped
+    from catome_bench.sweep import Swept, sweep
     from catome_core import AdaptiveMerge, Lattice, MergedBlock, PairCache
 
 __version__ = "0.2.0"
@@ -29,11 +30,13 @@ __all__ = [
     "MergeRecipe",
     "MergedBlock",
     "PairCache",
+    "Swept",
     "attach",
     "compare",
     "detach",
     "load_shipped",
     "sessions",
+    "sweep",
 ]
 
 _HOMES = {
@@ -44,11 +47,13 @@ _HOMES = {
     "MergeRecipe": "catome_adapters",
     "MergedBlock": "catome_core",
     "PairCache": "catome_core",
+    "Swept": "catome_bench.sweep",
     "attach": "catome_adapters",
     "compare": "catome_bench.compare",
     "detach": "catome_adapters",
     "load_shipped": "catome_bench.models",
     "sessions": "catome_adapters",
+    "sweep": "catome_bench.sweep",
 }
 
 

@@ -38,6 +38,7 @@ def known_recipe(given: str | list[str] | None) -> str | list[str] | None:
     return given
 
 
+RECIPE_HELP = f"One of {', '.join(RECIPE_NAMES)}, or a file that MergeRecipe.to_json wrote"
 Model = Annotated[str, typer.Argument(help="'unet', 'dit', the folder of a saved pipeline, or an id on the hub.")]
 PlannedModel = Annotated[
     str,
@@ -46,10 +47,17 @@ PlannedModel = Annotated[
         "timm model, or an id on the hub."
     ),
 ]
+PlannedRecipe = Annotated[
+    str | None,
+    typer.Option(callback=known_recipe, help=f"{RECIPE_HELP}; by default 'default', for ViTs 'vit'."),
+]
+PlannedDevice = Annotated[
+    Literal["cpu", "cuda"] | None, typer.Option(help="Predict for it; by default a GPU if there is one.")
+]
+ShownRecipe = Annotated[str, typer.Option(callback=known_recipe, help=f"{RECIPE_HELP}.")]
 Network = Annotated[Arch, typer.Option(help="Shipped network that draws.")]
 Images = Annotated[int, typer.Option(min=1, max=100, help="Pictures to draw in each way.")]
 Device = Annotated[str | None, typer.Option(help="Torch device; by default a GPU if there is one.")]
-RECIPE_HELP = f"One of {', '.join(RECIPE_NAMES)}, or a file that MergeRecipe.to_json wrote"
 Size = Annotated[
     int,
     typer.Option(
@@ -88,5 +96,6 @@ Subjects = Annotated[
     typer.Option(help="Only these contenders of a block, a network or a picture, beside the unpatched."),
 ]
 ResultsFolder = Annotated[
-    Path, typer.Argument(metavar="DIR", help="Folder that catome demo, compare or bench wrote results to.")
+    Path, typer.Argument(metavar="DIR", help="Folder that catome demo, compare, bench or sweep wrote results to.")
 ]
+TrainedFolder = Annotated[Path | None, typer.Option(help="Folder of the finished pipeline; by default the shipped.")]

@@ -6,12 +6,11 @@ Each command imports what it runs when it runs: help, the version and most usage
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from catome_bench.arguments import (
-    RECIPE_HELP,
     Cases,
     Device,
     Dtype,
@@ -21,18 +20,22 @@ from catome_bench.arguments import (
     Levels,
     Model,
     Network,
+    PlannedDevice,
     PlannedModel,
+    PlannedRecipe,
     Prompt,
     Prompts,
     Recipes,
     ResultsFolder,
     Scale,
+    ShownRecipe,
     Side,
     Size,
     Subjects,
     Suite,
-    known_recipe,
+    TrainedFolder,
 )
+from catome_bench.cli_sweep import sweep
 from catome_bench.endings import CommandGroup
 from catome_bench.measure.versions import installed_version
 from catome_bench.names import Arch
@@ -54,7 +57,7 @@ def demo(
     steps: Annotated[int, typer.Option(min=2, max=1000, help="Denoising steps.")] = 50,
     images: Images = 8,
     size: Size = 128,
-    recipe: Annotated[str, typer.Option(callback=known_recipe, help=f"{RECIPE_HELP}.")] = "default",
+    recipe: ShownRecipe = "default",
     quick: Annotated[bool, typer.Option("--quick", help="2 pictures, 15 steps: under a minute.")] = False,
     output: Annotated[Path, typer.Option(help="Folder for pictures, curves and results.json.")] = Path("catome-demo"),
     device: Device = None,
@@ -73,13 +76,9 @@ def plan(
     height: Side = None,
     width: Side = None,
     frames: Frames = None,
-    recipe: Annotated[
-        str | None, typer.Option(callback=known_recipe, help=f"{RECIPE_HELP}; by default 'default', for ViTs 'vit'.")
-    ] = None,
+    recipe: PlannedRecipe = None,
     scale: Scale = None,
-    device: Annotated[
-        Literal["cpu", "cuda"] | None, typer.Option(help="Predict for it; by default a GPU if there is one.")
-    ] = None,
+    device: PlannedDevice = None,
 ) -> None:
     """Show where merging would pay in a network, and what it could reach; no weights are loaded, nothing is run."""
     from catome_bench.commands.plan import print_plan
@@ -119,6 +118,9 @@ def compare(
     )
     if not passed:
         raise typer.Exit(1)
+
+
+app.command()(sweep)
 
 
 @app.command()
@@ -187,9 +189,7 @@ def vits() -> None:
 @app.command()
 def train(
     arch: Annotated[Arch, typer.Option(help="Network to train.")] = "unet",
-    output: Annotated[
-        Path | None, typer.Option(help="Folder of the finished pipeline; by default the shipped.")
-    ] = None,
+    output: TrainedFolder = None,
     checkpoint: Annotated[Path, typer.Option(help="Resumable state; deleted by hand.")] = Path("training.pt"),
     device: Device = None,
     seed: Annotated[int, typer.Option(min=0, max=2**31, help="Seed of weights, crops and noise.")] = 0,

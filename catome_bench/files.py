@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -57,5 +58,5 @@ def check_folder(path: Path, option: str) -> None:
 
 
 def _part_of(path: Path) -> Path:
-    # The suffix stays: it says in which format matplotlib writes.
-    return path.with_name(f"{path.stem}.part{path.suffix}")
+    # Several processes may write one file. The suffix stays: it says in which format matplotlib writes.
+    return path.with_name(f"{path.stem}.{os.getpid()}.part{path.suffix}")

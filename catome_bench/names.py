@@ -24,3 +24,7 @@ CASE_NAMES = (
     "sdxl-1024",
     *ARCHS,
 )
+SWEEP_TABLES = ("thresholds", "configurations", "caching", "comparison")
+IMAGENET_2K = "imagenet-2k"
+PRESET_NAMES = (IMAGENET_2K, "drawbench", "parti", "coco5k")
+CLASS_TEMPLATE = "A high-quality photograph of a {class}"

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from inspect import signature
 from pathlib import Path
-from typing import Any
 
 import torch
 import typer
 
-from catome_bench.commands.options import choose_device, find_recipe
+from catome_bench.commands.options import choose_device, find_recipe, read_lines
 from catome_bench.compare import compare
+from catome_bench.comparison.calls import arguments_for
 from catome_bench.comparison.compared import check_gate
 from catome_bench.files import check_folder
 from catome_bench.open import open_pipeline
-
-OPTIONS = {"steps": "num_inference_steps", "height": "height", "width": "width", "frames": "num_frames"}
-"""Options by the names that pipelines have for them."""
 
 
 def run_comparison(
@@ -40,7 +36,7 @@ def run_comparison(
         seeds: How many pictures to draw of each prompt.
         recipes: Names and files.
         gate: Floors for the medians of "psnr" and "ssim".
-        sizes: Of `OPTIONS`; None: the pipeline's own.
+        sizes: By the names of `comparison.calls.OPTIONS`; None: the pipeline's own.
         output: Folder.
         device: Torch device.
         dtype: Of the weights.
@@ -70,11 +66,7 @@ def read_prompts(given: Sequence[str], file: Path | None) -> list[str]:
     Raises:
         typer.BadParameter: If the file cannot be read, or there is no prompt.
     """
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines() if file else []
-    except (OSError, UnicodeDecodeError) as error:
-        raise typer.BadParameter(f"{file} cannot be read: {error}", param_hint="--prompts") from error
-    prompts = [*given, *(line.strip() for line in lines if line.strip())]
+    prompts = [*given, *(read_lines(file, "--prompts") if file else ())]
     if not prompts:
         where = f"{file} has no line with one" if file else "none is given"
         raise typer.BadParameter(
@@ -94,30 +86,3 @@ def read_gate(given: Sequence[str]) -> dict[str, float]:
     except ValueError as error:
         message = f"{', '.join(given)}: {error}; expected numbers, as in psnr=30 or ssim=0.92"
         raise typer.BadParameter(message, param_hint="--gate") from error
-
-
-def arguments_for(pipe: Any, prompt: str, sizes: Mapping[str, int | None]) -> dict[str, Any]:
-    """The arguments with which a pipeline draws a prompt.
-
-    Raises:
-        ValueError: If it takes no prompt, or not one of the options that are given.
-    """
-    known, kind = signature(pipe.__call__).parameters, type(pipe).__name__
-    given = {OPTIONS[name]: value for name, value in sizes.items() if value is not None}
-    if "classes" in known:
-        return {"classes": [prompt], **_square(given)}
-    if "prompt" not in known:
-        raise ValueError(f"{kind} takes no prompt: compare it in Python, with catome.compare")
-    unknown = [name for name, argument in OPTIONS.items() if argument in given and argument not in known]
-    if unknown:
-        raise ValueError(f"{kind} takes no {OPTIONS[unknown[0]]}: leave --{unknown[0]} out")
-    return {"prompt": prompt, **given}
-
-
-def _square(given: Mapping[str, int]) -> dict[str, int]:
-    """The shipped models draw squares."""
-    others = dict(given)
-    sides = {side for side in (others.pop("height", None), others.pop("width", None)) if side}
-    if len(sides) > 1 or "num_frames" in others:
-        raise ValueError(f"got {dict(given)}; the shipped models draw single squares: pass --height alone")
-    return others | ({"size": sides.pop()} if sides else {})

@@ -48,3 +48,16 @@ def find_recipe(name: str) -> Recipe:
         return (CalibratedRecipe if is_calibrated else MergeRecipe).from_json(text)
     except (OSError, ValueError, TypeError) as error:
         raise typer.BadParameter(f"{name}: {error}", param_hint="--recipe") from error
+
+
+def read_lines(file: Path, option: str) -> list[str]:
+    """The lines of a file that are not blank.
+
+    Raises:
+        typer.BadParameter: If it cannot be read.
+    """
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise typer.BadParameter(f"{file} cannot be read: {error}", param_hint=option) from error
+    return [line.strip() for line in lines if line.strip()]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from einops import rearrange
 from torch import Tensor
@@ -65,14 +67,40 @@ def frechet_distance(first: Tensor, second: Tensor) -> float:
             f"samples have shapes {tuple(first.shape)} and {tuple(second.shape)}; "
             "expected (n, channels) and (m, channels) with n and m at least 2"
         )
-    (mean_1, root_1), (mean_2, root_2) = _moments(first), _moments(second)
-    traces = root_1.square().sum() + root_2.square().sum()
-    distance = (mean_1 - mean_2).square().sum() + traces - 2 * torch.linalg.matrix_norm(root_1 @ root_2.mT, "nuc")
-    return max(0.0, distance.item())
+    return Moments.of(first).distance(Moments.of(second))
 
 
-def _moments(samples: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean (channels,) and a factor R of the covariance: `R^T R`."""
-    samples = samples.double()
-    mean = samples.mean(0)
-    return mean, torch.linalg.qr((samples - mean) / (len(samples) - 1) ** 0.5, mode="r").R
+class Moments(NamedTuple):
+    """What the distance needs to know of a set of samples; sets can be measured in parts, and joined.
+
+    Attributes:
+        size: How many samples.
+        mean: (channels,), float64.
+        root: A factor R of the scatter: `R^T R` is the sum of the outer products of the centered samples.
+    """
+
+    size: int
+    mean: Tensor
+    root: Tensor
+
+    @classmethod
+    def of(cls, samples: Tensor) -> Moments:
+        """Those of samples (n, channels), float, of which there is at least one."""
+        samples = samples.double()
+        mean = samples.mean(0)
+        return cls(len(samples), mean, torch.linalg.qr(samples - mean, mode="r").R)
+
+    def joined(self, other: Moments) -> Moments:
+        """Those of both sets together."""
+        size = self.size + other.size
+        apart = other.mean - self.mean
+        between = apart * (self.size * other.size / size) ** 0.5
+        root = torch.linalg.qr(torch.cat([self.root, other.root, between[None]]), mode="r").R
+        return Moments(size, self.mean + apart * (other.size / size), root)
+
+    def distance(self, other: Moments) -> float:
+        """Squared Frechet distance; see `frechet_distance`. Both sets have at least two samples."""
+        scale, other_scale = (1 / (one.size - 1) for one in (self, other))
+        traces = scale * self.root.square().sum() + other_scale * other.root.square().sum()
+        common = torch.linalg.matrix_norm(self.root @ other.root.mT, "nuc") * (scale * other_scale) ** 0.5
+        return max(0.0, ((self.mean - other.mean).square().sum() + traces - 2 * common).item())

@@ -14,8 +14,14 @@ from catome_bench.report.demo import show_demo
 from catome_bench.report.html import element
 from catome_bench.report.part import Part
 from catome_bench.report.results import Results, ResultsError, find_results
+from catome_bench.report.sweep import show_sweep
 
-SHOW: dict[str, Callable[[Results], Part]] = {"demo": show_demo, "compare": show_comparison, "bench": show_bench}
+SHOW: dict[str, Callable[[Results], Part]] = {
+    "demo": show_demo,
+    "compare": show_comparison,
+    "bench": show_bench,
+    "sweep": show_sweep,
+}
 
 
 def make_page(folder: Path) -> str:

@@ -13,6 +13,7 @@ KINDS = {
     "demo": {"settings", "results", "jaccard"},
     "compare": {"rows", "verdicts", "settings"},
     "bench": {"tables", "suite"},
+    "sweep": {"rows", "missing", "distance"},
 }
 """The commands whose results can be shown, and the fields by which their files are known."""
 

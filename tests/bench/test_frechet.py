@@ -1,13 +1,14 @@
 """The Frechet distance: its closed form, another implementation, and pictures that are damaged more and more."""
 
 import math
+from functools import reduce
 from itertools import pairwise
 
 import pytest
 import torch
 from torch import Tensor
 
-from catome_bench.measure.frechet import frechet_distance, picture_features
+from catome_bench.measure.frechet import Moments, frechet_distance, picture_features
 from catome_bench.models import load_shipped
 from zoo.noise import noise
 
@@ -83,3 +84,13 @@ def test_the_more_a_picture_is_damaged_the_farther_it_is(pipeline):
     assert distances[0] == pytest.approx(0, abs=1e-9 * features.square().sum(1).mean().item())
     assert all(near < far for near, far in pairwise(distances)), distances
     assert features.shape == (2 * 4 * 4, 192) and math.isfinite(distances[-1])
+
+
+def test_sets_that_are_measured_in_parts_and_joined_are_measured_as_a_whole():
+    first, second = noise(30, 6).double(), 0.5 * noise(41, 6, seed=1).double() + 1
+    parts = [Moments.of(part) for part in first.split([1, 2, 20, 7])]
+    joined = reduce(Moments.joined, parts)
+    assert joined.size == 30
+    torch.testing.assert_close(joined.mean, first.mean(0))
+    torch.testing.assert_close(joined.root.mT @ joined.root / 29, first.mT.cov())
+    assert joined.distance(Moments.of(second)) == pytest.approx(frechet_distance(first, second), rel=1e-9)
