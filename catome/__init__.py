@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from catome_adapters import RECIPES, MergeRecipe, attach, detach, sessions
+    from catome_bench.calibrate import Calibration, calibrate
     from catome_bench.compare import Compared, compare
     from catome_bench.models import load_shipped
     from catome_core import AdaptiveMerge, Lattice, MergedBlock, PairCache
@@ -24,12 +25,14 @@ __version__ = "0.2.0"
 __all__ = [
     "RECIPES",
     "AdaptiveMerge",
+    "Calibration",
     "Compared",
     "Lattice",
     "MergeRecipe",
     "MergedBlock",
     "PairCache",
     "attach",
+    "calibrate",
     "compare",
     "detach",
     "load_shipped",
@@ -39,12 +42,14 @@ __all__ = [
 _HOMES = {
     "RECIPES": "catome_adapters",
     "AdaptiveMerge": "catome_core",
+    "Calibration": "catome_bench.calibrate",
     "Compared": "catome_bench.compare",
     "Lattice": "catome_core",
     "MergeRecipe": "catome_adapters",
     "MergedBlock": "catome_core",
     "PairCache": "catome_core",
     "attach": "catome_adapters",
+    "calibrate": "catome_bench.calibrate",
     "compare": "catome_bench.compare",
     "detach": "catome_adapters",
     "load_shipped": "catome_bench.models",

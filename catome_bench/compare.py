@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from catome_adapters import RECIPES, MergeRecipe
+from catome_adapters import RECIPES
+from catome_bench.comparison.attached import AnyRecipe
+from catome_bench.comparison.calls import listed, plain
 from catome_bench.comparison.compared import WITHOUT_LPIPS, Compared, check_gate
 from catome_bench.comparison.drawing import Call, device_of
 from catome_bench.comparison.measured import Measured
@@ -14,7 +16,7 @@ from catome_bench.measure.environment import describe_environment
 
 __all__ = ["Compared", "compare"]
 
-Recipe = MergeRecipe | str
+Recipe = AnyRecipe | str
 
 
 def compare(
@@ -63,44 +65,32 @@ def compare(
         ['unmerged', 'close', 'fast']
     """
     gate = check_gate(gate or {})
-    calls = [call] if isinstance(call, Mapping) or callable(call) else list(call)
-    seeds = list(seeds)
+    calls, seeds = listed(call), list(seeds)
     run = Run(pipe, _by_name(recipes), calls, seeds)
     samples = run.draw_all(progress)
     order = "in turn" if run.alternates else "one after the other, since the pipeline is compiled"
     return Compared(
         rows=tuple(Measured.of(name, one, samples[name], samples[UNMERGED]) for name, one in run.variants.items()),
         gate=gate,
-        settings={"calls": [_plain(one) for one in calls], "seeds": seeds, "order": order},
+        settings={"calls": [plain(one) for one in calls], "seeds": seeds, "order": order},
         machine=describe_environment(str(device_of(pipe))),
         notes=_notes(samples[UNMERGED][1].psnr),
     )
 
 
-def _by_name(recipes: Recipe | Mapping[str, Recipe] | Sequence[Recipe]) -> dict[str, MergeRecipe]:
+def _by_name(recipes: Recipe | Mapping[str, Recipe] | Sequence[Recipe]) -> dict[str, AnyRecipe]:
     if isinstance(recipes, Mapping):
         return {name: _find(one) for name, one in recipes.items()}
-    several = [recipes] if isinstance(recipes, str | MergeRecipe) else recipes
-    names = {recipe: name for name, recipe in RECIPES.items()}
+    several = [recipes] if isinstance(recipes, Recipe) else recipes
+    names: dict[Any, str] = {recipe: name for name, recipe in RECIPES.items()}
     return {
         one if isinstance(one, str) else names.get(one, f"recipe {number}"): _find(one)
         for number, one in enumerate(several, 1)
     }
 
 
-def _find(recipe: Recipe) -> MergeRecipe:
+def _find(recipe: Recipe) -> AnyRecipe:
     return RECIPES[recipe] if isinstance(recipe, str) else recipe
-
-
-def _plain(value: Any) -> Any:
-    """What JSON has no words for, by the name of its kind."""
-    if isinstance(value, Mapping):
-        return {str(name): _plain(one) for name, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(one) for one in value]
-    if value is None or isinstance(value, str | int | float | bool):
-        return value
-    return getattr(value, "__qualname__", type(value).__qualname__)
 
 
 def _notes(apart: float) -> tuple[str, ...]:

