@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from statistics import median
 
@@ -16,6 +16,9 @@ from catome_adapters import SiteStep
 
 UNMERGED, CHECKPOINT, REUSE = "unmerged", "checkpoint", "reuse"
 """What a step does with a group's tokens; steps of one kind take equally long."""
+
+Samples = Mapping[str, Sequence[float]]
+"""The seconds of calls of a network, in the blocks of a group, by what their step does."""
 
 
 def now(device: torch.device) -> float:
@@ -65,24 +68,38 @@ def kinds_of_steps(rows: Sequence[SiteStep]) -> list[str]:
     return [_kind(by_step[step]) for step in sorted(by_step)]
 
 
-def seconds_saved(by_call: Sequence[float], kinds: Sequence[str], unmerged: float) -> float:
-    """What a run saves, if a call takes so many seconds unmerged.
-
-    Every kind of step counts with its median, so that one slow call does not decide.
-
-    Args:
-        by_call: Seconds of each call; every step makes as many.
-        kinds: Of each step.
-        unmerged: Seconds of an unmerged call.
+def by_kind(by_call: Sequence[float], kinds: Sequence[str]) -> dict[str, list[float]]:
+    """The seconds of a run's calls by what their steps did; every step makes as many calls.
 
     Examples:
-        >>> seconds_saved([3.0, 1.0, 1.5, 9.0], ["checkpoint", "reuse", "reuse", "unmerged"], unmerged=2.0)
-        0.5
+        >>> by_kind([3.0, 1.0, 1.5, 9.0], ["checkpoint", "reuse", "reuse", "unmerged"])
+        {'checkpoint': [3.0], 'reuse': [1.0, 1.5], 'unmerged': [9.0]}
     """
     found: dict[str, list[float]] = defaultdict(list)
     for index, seconds in enumerate(by_call):
         found[kinds[index * len(kinds) // len(by_call)]].append(seconds)
-    return sum(len(some) * (unmerged - median(some)) for kind, some in found.items() if kind != UNMERGED)
+    return dict(found)
+
+
+def seconds_saved(run: Samples, runs: Sequence[Samples]) -> float:
+    """What merging saves in a run.
+
+    Each kind of call counts with its median over all runs, so that no slow call decides, and what ran
+    at one time is held against what ran at others.
+
+    Args:
+        run: The seconds of its calls.
+        runs: Those of all runs with the same setting, in whatever parts, and of an unmerged one.
+
+    Examples:
+        >>> run = {"reuse": [1.0, 1.5, 8.0], "unmerged": [2.0]}
+        >>> seconds_saved(run, [run, {"unmerged": [2.0, 3.0]}])
+        1.5
+    """
+    kinds = {kind for one in runs for kind in one}
+    typical = {kind: median([seconds for one in runs for seconds in one.get(kind, ())]) for kind in kinds}
+    merged = {kind: len(seconds) for kind, seconds in run.items() if kind != UNMERGED}
+    return sum(count * (typical[UNMERGED] - typical[kind]) for kind, count in merged.items())
 
 
 def _kind(rows: Sequence[SiteStep]) -> str:

@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from functools import partial
 from itertools import product
-from statistics import mean, median
+from statistics import mean
 from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
 from catome_adapters import MergeRecipe, MergeSite, attach
 from catome_bench.calibration.candidates import PARTS, WHOLE, in_part
-from catome_bench.calibration.clock import kinds_of_steps, seconds_by_call, seconds_saved, timed_blocks
+from catome_bench.calibration.clock import (
+    UNMERGED,
+    Samples,
+    by_kind,
+    kinds_of_steps,
+    seconds_by_call,
+    seconds_saved,
+    timed_blocks,
+)
 from catome_bench.calibration.partial import Measurements
 from catome_bench.calibration.takes import Takes
-from catome_bench.comparison.drawing import device_of
+from catome_bench.comparison.drawing import Drawn, device_of
 from catome_bench.models.artist import unmerged_is_fine
 
 Groups = Mapping[str, Sequence[MergeSite]]
+
+Run = tuple[float, Sequence[Samples]]
+"""The mean squared error of all takes with one setting, and for each the seconds of the group's blocks."""
 
 
 class Effect(NamedTuple):
@@ -58,50 +71,43 @@ def measure_effects(
     refusals: Mapping[str, Mapping[str, str]],
     progress: bool,
 ) -> list[Effect]:
-    """Every candidate in every group and part of the run.
-
-    What saves no time in the whole run of a group is not measured in its parts.
-    """
+    """Every candidate in every group and part of the run."""
+    fitting = [(group, name) for group, name in product(groups, candidates) if name not in refusals[group]]
     effects: list[Effect] = []
-    losing: set[tuple[str, str]] = set()
-    settings = [one for one in product(groups, candidates, PARTS) if one[1] not in refusals[one[0]]]
-    for group, candidate, part in tqdm(settings, unit="setting", disable=not progress):
-        if (group, candidate) in losing:
-            continue
-        sites, recipe = groups[group], in_part(candidates[candidate], part)
-        unmerged = measurements.of([group], lambda sites=sites: time_unmerged(takes, sites))
-        found = measurements.of(
-            [group, candidate, part],
-            lambda sites=sites, recipe=recipe, unmerged=unmerged: measure_effect(takes, sites, recipe, unmerged),
-        )
-        effects.append(Effect(group, candidate, part, *found))
-        if part == WHOLE and effects[-1].saved <= 0:
-            losing.add((group, candidate))
+    for group, name in tqdm(fitting, unit="candidate", disable=not progress):
+        draw = partial(draw_timed, takes, groups[group])
+        unmerged = measurements.of([group], partial(draw, None))
+        settings = {
+            part: partial(measurements.of, [group, name, part], partial(draw, in_part(candidates[name], part)))
+            for part in PARTS
+        }
+        runs = run_parts(settings, unmerged)
+        every = [unmerged, *runs.values()]
+        effects += [Effect(group, name, part, run[0], saved_in(run, every)) for part, run in runs.items()]
     return effects
 
 
-def time_unmerged(takes: Takes, sites: Sequence[MergeSite]) -> list[float]:
-    """For every take, the median seconds of a group's blocks in a call of the network; right before its candidates."""
-    return [median(seconds) for _, seconds in _draw_timed(takes, sites)]
+def run_parts(settings: Mapping[str, Callable[[], Run]], unmerged: Run) -> dict[str, Run]:
+    """The whole run, and then its parts; what saves nothing in the whole run is not measured in them."""
+    whole = settings[WHOLE]()
+    pays = saved_in(whole, [unmerged, whole]) > 0
+    return {WHOLE: whole} | {part: run() for part, run in settings.items() if pays and part != WHOLE}
 
 
-def measure_effect(
-    takes: Takes, sites: Sequence[MergeSite], recipe: MergeRecipe, unmerged: Sequence[float]
-) -> tuple[float, float]:
-    """The error of a recipe at some sites, and the seconds that it saves in a call of the pipeline."""
-    drawn: list[Any] = []
-    saved: list[float] = []
-    with unmerged_is_fine(), attach(takes.pipe, recipe, sites=sites) as session:
-        for (one, seconds), base in zip(_draw_timed(takes, sites), unmerged, strict=True):
-            drawn.append(one)
-            saved.append(seconds_saved(seconds, kinds_of_steps(session.summary().rows), base))
-    return takes.error(drawn), mean(saved)
-
-
-def _draw_timed(takes: Takes, sites: Sequence[MergeSite]) -> Iterator[tuple[Any, list[float]]]:
-    """What is drawn in each take, and the seconds of the blocks in each call of the network."""
+def draw_timed(takes: Takes, sites: Sequence[MergeSite], recipe: MergeRecipe | None) -> Run:
+    """Draw every take with a recipe at some sites, or without, and time their blocks."""
     blocks, device = [site.block for site in sites], device_of(takes.pipe)
-    for number in range(len(takes)):
-        with timed_blocks(blocks, device) as calls:
-            drawn = takes.draw(number)
-        yield drawn, seconds_by_call(calls)
+    drawn: list[Drawn] = []
+    samples: list[Samples] = []
+    with unmerged_is_fine(), attach(takes.pipe, recipe, sites=sites) if recipe else nullcontext() as session:
+        for number in range(len(takes)):
+            with timed_blocks(blocks, device) as calls:
+                drawn.append(takes.draw(number))
+            kinds = kinds_of_steps(session.summary().rows) if session else [UNMERGED]
+            samples.append(by_kind(seconds_by_call(calls), kinds))
+    return takes.error(drawn), samples
+
+
+def saved_in(run: Run, runs: Sequence[Run]) -> float:
+    """The seconds that merging saves in a call of the pipeline, mean over the takes."""
+    return mean(seconds_saved(one, [others[1][take] for others in runs]) for take, one in enumerate(run[1]))

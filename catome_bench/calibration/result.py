@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,8 +114,7 @@ class Calibration:
         return figures
 
     def __str__(self) -> str:
-        left_out = [f"left out: {name}: {reason}" for name, reason in self.left_out.items()]
-        return "\n".join([to_text(render_choice(self.to_dict())), *left_out, self.sentence])
+        return "\n".join([to_text(render_choice(self.to_dict())), *_first_refusal(self.left_out), self.sentence])
 
 
 def figures_file(recipe: Path) -> Path:
@@ -144,6 +144,12 @@ def describe_held_out(compared: Compared) -> dict[str, Any]:
         for row in compared.recipes
     }
     return {"seeds": compared.settings["seeds"], **figures}
+
+
+def _first_refusal(left_out: Mapping[str, str]) -> list[str]:
+    """One line: they mostly have one reason."""
+    lines = [f"left out, since it does not fit: {name}: {reason}" for name, reason in left_out.items()]
+    return [f"{lines[0]}{f' (and {len(lines) - 1} more)' if len(lines) > 1 else ''}"] if lines else []
 
 
 def _finite(value: float) -> float | None:

@@ -40,8 +40,7 @@ def choose_schedule(distance: Tensor) -> CheckpointSchedule:
     steps, first = len(best), best[0].distance
 
     def below_average(number: int) -> float:
-        # Rounded, so that equal numbers are equal.
-        return round(first * (steps - number) / max(1, steps - 1) - best[number - 1].distance, 6)
+        return first * (steps - number) / max(1, steps - 1) - best[number - 1].distance
 
     return CheckpointSchedule(best[max(range(1, steps + 1), key=below_average) - 1].steps, steps)
 

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from functools import cache
 from typing import Any
 
 import pytest
@@ -44,9 +45,14 @@ class Counted:
         return pipe(**CALL, generator=generator)
 
 
-@pytest.fixture(scope="module")
-def calibration(saves, few) -> Calibration:
+@cache
+def calibrated() -> Calibration:
     return of(tiny())
+
+
+@pytest.fixture
+def calibration(saves, few) -> Calibration:
+    return calibrated()
 
 
 def test_the_recipe_has_for_every_site_what_was_chosen_for_its_group(calibration):
@@ -59,20 +65,16 @@ def test_the_recipe_has_for_every_site_what_was_chosen_for_its_group(calibration
     for name, one in recipe.recipes.items():
         assert one.during == {"whole run": (0.0, 1.0), "late": (2 / 3, 1.0)}[wanted[name].part]
         assert (one.scope, one.levels) == ("keys", "all")
-    (fit,) = [recipe.fit]
+    fit = recipe.fit
     assert fit["goal"] == "40 dB" and fit["prompts"] == 1 and fit["steps"] == 3 and fit["seeds"] == [4]
 
 
 def test_the_figures_of_the_fit_are_those_of_pictures_drawn_by_hand(calibration):
     pipe, fit = tiny(), calibration.recipe.fit
-    generator = torch.Generator().manual_seed(4)
-    unmerged = pipe(**CALL, generator=generator)
-    groups = {
-        recipe: [s for s in find_sites(pipe) if calibration.recipe.recipes.get(s.name) == recipe]
-        for recipe in calibration.recipe.recipes.values()
-    }
-    for recipe, sites in groups.items():
-        attach(pipe, recipe, sites=sites)
+    unmerged = pipe(**CALL, generator=torch.Generator().manual_seed(4))
+    recipes = calibration.recipe.recipes
+    for one in dict.fromkeys(recipes.values()):
+        attach(pipe, one, sites=[site for site in find_sites(pipe) if recipes.get(site.name) == one])
     merged = pipe(**CALL, generator=torch.Generator().manual_seed(4))
     assert fit["measured"]["psnr"] == pytest.approx(mean_psnr(list(merged), list(unmerged)), abs=1e-3)
     assert fit["met"] is (fit["measured"]["psnr"] >= 40)

@@ -1,6 +1,6 @@
 """Choices of settings: the best ones by trying all, and what is drawn to reach a goal."""
 
-from itertools import product
+from itertools import pairwise, product
 
 import pytest
 from hypothesis import given
@@ -33,6 +33,7 @@ def every_choice(groups: list[list[tuple[float, float]]]) -> list[tuple[float, f
 @given(GROUPS)
 def test_no_other_choice_saves_more_at_as_little_error(groups):
     tried, best = every_choice(groups), best_choices(effects_of(groups))
+    assert all(one.error < other.error and one.saved < other.saved for one, other in pairwise(best))
     for budget in range(40):
         within = [one for one in best if one.error <= budget]
         assert within[-1].saved == max(saved for error, saved in tried if error <= budget)
@@ -91,6 +92,7 @@ def test_the_closest_choice_that_is_fast_enough_allows_for_how_far_its_predictio
         (Fidelity(60), Truth(), 1),
         (Speed(2.0, 10.0), Truth(), 3),
         (Speed(1.25, 10.0), Truth(saved=-0.5), 2),
+        (Speed(1.25, 10.0), Truth(saved=0.5), 3),
     ],
 )
 def test_where_nothing_reaches_the_goal_the_closest_is_kept(goal, truth, kept):
@@ -99,16 +101,20 @@ def test_where_nothing_reaches_the_goal_the_closest_is_kept(goal, truth, kept):
     assert not goal.is_met(outcome)
 
 
-def test_a_goal_that_is_missed_by_a_later_choice_keeps_an_earlier_one():
-    errors = {1: 1.0e-4, 2: 1.5e-4, 3: 9e-4}
+@pytest.mark.parametrize(
+    ("floor", "errors", "order", "kept"),
+    [(33.5, {2: 1.5e-4, 3: 9e-4}, [2, 3], 2), (35, {2: 9e-4, 1: 4e-4}, [2, 1], 1)],
+    ids=["the first meets the goal", "none does"],
+)
+def test_of_several_choices_the_best_is_kept(floor, errors, order, kept):
     drawn: list[int] = []
 
     def draw(choice: Choice) -> Outcome:
         drawn.append(len(choice.effects))
         return Outcome(choice, errors[len(choice.effects)], 1.0)
 
-    outcome = reach(Fidelity(33.5), CHOICES, draw)
-    assert drawn == [2, 3] and len(outcome.choice.effects) == 2
+    outcome = reach(Fidelity(floor), CHOICES, draw)
+    assert drawn == order and len(outcome.choice.effects) == kept
 
 
 def test_at_most_three_choices_are_drawn():

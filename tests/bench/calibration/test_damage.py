@@ -8,8 +8,8 @@ from torch import Tensor
 
 from catome_adapters import RECIPES, attach, find_sites, sessions
 from catome_bench.calibration import damage
-from catome_bench.calibration.candidates import PARTS, candidates
-from catome_bench.calibration.damage import find_refusals, measure_effects
+from catome_bench.calibration.candidates import MATCHED_SCOPES, PARTS, candidates
+from catome_bench.calibration.damage import find_refusals, measure_effects, run_parts, saved_in
 from catome_bench.calibration.groups import group_sites
 from catome_bench.calibration.partial import Measurements
 from catome_bench.calibration.takes import Takes, seconds_of
@@ -55,9 +55,32 @@ def test_an_error_is_that_of_pictures_drawn_by_hand(pipe):
 
 
 def test_what_saves_nothing_in_the_whole_run_is_not_measured_in_its_parts(pipe, monkeypatch):
-    monkeypatch.setattr(damage, "seconds_saved", lambda by_call, kinds, unmerged: 0.0)
+    monkeypatch.setattr(damage, "seconds_saved", lambda run, runs: 0.0)
     found = effects(pipe, ("1/4 of the keys", "half matched, keys"), groups=2)
     assert [one.part for one in found] == ["whole run"] * 4
+
+
+def test_seconds_count_over_all_parts_and_an_unmerged_run(pipe, monkeypatch):
+    monkeypatch.setattr(damage, "seconds_saved", lambda run, runs: len(runs) / 1000)
+    assert {one.saved for one in effects(pipe, ("half matched, keys",))} == {(1 + len(PARTS)) / 1000}
+
+
+def test_candidates_merge_wherever_they_are_told_to_and_share_a_schedule():
+    assert {one.levels for one in SETTINGS.values()} == {"all"}
+    assert {SETTINGS[f"half matched, {scope}"].schedule.steps for scope in MATCHED_SCOPES} == {(0, 2)}
+
+
+def timed(part: str, seconds: float, asked: list[str]) -> Any:
+    """A run whose merged calls take so long, and which notes that it was asked for."""
+    return lambda: asked.append(part) or (0.5, [{"reuse": [seconds] * 3, "unmerged": [2.0]}])
+
+
+def test_unmerged_steps_of_all_parts_are_what_merged_ones_are_held_against():
+    asked: list[str] = []
+    slow_machine = {"unmerged": [4.0] * 9}
+    runs = run_parts({part: timed(part, 1.5, asked) for part in PARTS}, (0.0, [slow_machine]))
+    assert list(runs) == asked == list(PARTS) and asked[0] == "whole run"
+    assert saved_in(runs["late"], [*runs.values(), (0.0, [{"unmerged": [2.0]}])]) == 3 * (2.0 - 1.5)
 
 
 @pytest.mark.usefixtures("saves")
@@ -83,6 +106,16 @@ def test_takes_are_every_call_with_every_seed(pipe):
     assert takes.first_of_calls == [0, 2]
     assert takes.error(takes.unmerged) == 0
     assert seconds_of(takes.unmerged[0]) == takes.unmerged[0].seconds
+
+
+def test_the_first_picture_is_drawn_once_more_before_it_counts(pipe):
+    seeds: list[int] = []
+
+    def noted(pipe: Any, generator: torch.Generator) -> Tensor:
+        seeds.append(generator.initial_seed())
+        return torch.zeros(1, 3, 16, 16)
+
+    assert len(Takes(pipe, [noted], [3, 5])) == 2 and seeds == [3, 3, 5]
 
 
 def test_pictures_of_another_size_are_no_error_but_a_mistake(pipe):
