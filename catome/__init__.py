@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from catome_adapters import RECIPES, MergeRecipe, attach, detach, sessions
+    from catome_bench.calibrate import Calibration, calibrate
     from catome_bench.compare import Compared, compare
     from catome_bench.models import load_shipped
     from catome_bench.sweep import Swept, sweep
@@ -25,6 +26,7 @@ __version__ = "0.2.0"
 __all__ = [
     "RECIPES",
     "AdaptiveMerge",
+    "Calibration",
     "Compared",
     "Lattice",
     "MergeRecipe",
@@ -32,6 +34,7 @@ __all__ = [
     "PairCache",
     "Swept",
     "attach",
+    "calibrate",
     "compare",
     "detach",
     "load_shipped",
@@ -42,6 +45,7 @@ __all__ = [
 _HOMES = {
     "RECIPES": "catome_adapters",
     "AdaptiveMerge": "catome_core",
+    "Calibration": "catome_bench.calibrate",
     "Compared": "catome_bench.compare",
     "Lattice": "catome_core",
     "MergeRecipe": "catome_adapters",
@@ -49,6 +53,7 @@ _HOMES = {
     "PairCache": "catome_core",
     "Swept": "catome_bench.sweep",
     "attach": "catome_adapters",
+    "calibrate": "catome_bench.calibrate",
     "compare": "catome_bench.compare",
     "detach": "catome_adapters",
     "load_shipped": "catome_bench.models",

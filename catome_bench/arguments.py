@@ -98,4 +98,14 @@ Subjects = Annotated[
 ResultsFolder = Annotated[
     Path, typer.Argument(metavar="DIR", help="Folder that catome demo, compare, bench or sweep wrote results to.")
 ]
+Seeds = Annotated[int, typer.Option(min=1, max=1000, help="Pictures of each prompt.")]
+FitSeeds = Annotated[
+    int, typer.Option(min=1, max=1000, help="Pictures of each prompt to choose by; as many others to compare.")
+]
+Steps = Annotated[int | None, typer.Option(min=1, max=1000, help="By default the pipeline's own.")]
+FloorPsnr = Annotated[
+    float | None, typer.Option(help="Be as fast as possible at so many dB; 40, unless --speedup is given.")
+]
+SpeedUp = Annotated[float | None, typer.Option(help="Be as close as possible at this speed-up, such as 1.3.")]
+RecipeFile = Annotated[Path, typer.Option(help="File of the recipe; all figures are beside it.")]
 TrainedFolder = Annotated[Path | None, typer.Option(help="Folder of the finished pipeline; by default the shipped.")]

@@ -10,31 +10,7 @@ from typing import Annotated
 
 import typer
 
-from catome_bench.arguments import (
-    Cases,
-    Device,
-    Dtype,
-    Frames,
-    Gate,
-    Images,
-    Levels,
-    Model,
-    Network,
-    PlannedDevice,
-    PlannedModel,
-    PlannedRecipe,
-    Prompt,
-    Prompts,
-    Recipes,
-    ResultsFolder,
-    Scale,
-    ShownRecipe,
-    Side,
-    Size,
-    Subjects,
-    Suite,
-    TrainedFolder,
-)
+from catome_bench import arguments as given
 from catome_bench.cli_sweep import sweep
 from catome_bench.endings import CommandGroup
 from catome_bench.measure.versions import installed_version
@@ -53,14 +29,14 @@ def catome(version: Annotated[bool, typer.Option("--version", help="Print the ve
 
 @app.command()
 def demo(
-    arch: Network = "unet",
+    arch: given.Network = "unet",
     steps: Annotated[int, typer.Option(min=2, max=1000, help="Denoising steps.")] = 50,
-    images: Images = 8,
-    size: Size = 128,
-    recipe: ShownRecipe = "default",
+    images: given.Images = 8,
+    size: given.Size = 128,
+    recipe: given.ShownRecipe = "default",
     quick: Annotated[bool, typer.Option("--quick", help="2 pictures, 15 steps: under a minute.")] = False,
     output: Annotated[Path, typer.Option(help="Folder for pictures, curves and results.json.")] = Path("catome-demo"),
-    device: Device = None,
+    device: given.Device = None,
 ) -> None:
     """Draw pictures with a shipped model, with and without merging, and show what changed."""
     from catome_bench.commands.demo import run_demo
@@ -72,13 +48,13 @@ def demo(
 
 @app.command()
 def plan(
-    model: PlannedModel,
-    height: Side = None,
-    width: Side = None,
-    frames: Frames = None,
-    recipe: PlannedRecipe = None,
-    scale: Scale = None,
-    device: PlannedDevice = None,
+    model: given.PlannedModel,
+    height: given.Side = None,
+    width: given.Side = None,
+    frames: given.Frames = None,
+    recipe: given.PlannedRecipe = None,
+    scale: given.Scale = None,
+    device: given.PlannedDevice = None,
 ) -> None:
     """Show where merging would pay in a network, and what it could reach; no weights are loaded, nothing is run."""
     from catome_bench.commands.plan import print_plan
@@ -88,19 +64,19 @@ def plan(
 
 @app.command()
 def compare(
-    model: Model,
-    prompt: Prompt = None,
-    prompts: Prompts = None,
-    seeds: Annotated[int, typer.Option(min=1, max=1000, help="Pictures of each prompt.")] = 4,
-    steps: Annotated[int | None, typer.Option(min=1, max=1000, help="By default the pipeline's own.")] = None,
-    recipe: Recipes = None,
-    gate: Gate = None,
-    height: Side = None,
-    width: Side = None,
-    frames: Frames = None,
+    model: given.Model,
+    prompt: given.Prompt = None,
+    prompts: given.Prompts = None,
+    seeds: given.Seeds = 4,
+    steps: given.Steps = None,
+    recipe: given.Recipes = None,
+    gate: given.Gate = None,
+    height: given.Side = None,
+    width: given.Side = None,
+    frames: given.Frames = None,
     output: Annotated[Path, typer.Option(help="Folder for pictures and comparison.json.")] = Path("catome-compare"),
-    device: Device = None,
-    dtype: Dtype = None,
+    device: given.Device = None,
+    dtype: given.Dtype = None,
 ) -> None:
     """Draw the same pictures with and without merging on a pipeline of your own: time, memory, fidelity, a verdict."""
     from catome_bench.commands.compare import read_gate, read_prompts, run_comparison
@@ -125,16 +101,16 @@ app.command()(sweep)
 
 @app.command()
 def bench(
-    level: Levels = None,
-    case: Cases = None,
-    suite: Suite = None,
+    level: given.Levels = None,
+    case: given.Cases = None,
+    suite: given.Suite = None,
     repeats: Annotated[int | None, typer.Option(min=1, help="Timed rounds; by default the suite's.")] = None,
-    subject: Subjects = None,
+    subject: given.Subjects = None,
     steps: Annotated[list[int] | None, typer.Option(min=1, max=1000, help="Pictures: lengths of the runs.")] = None,
-    images: Images = 4,
-    size: Size = 128,
+    images: given.Images = 4,
+    size: given.Size = 128,
     output: Annotated[Path, typer.Option(help="JSON file, written anew after every table.")] = Path("benchmark.json"),
-    device: Device = None,
+    device: given.Device = None,
 ) -> None:
     """Time merging beside the unpatched network and the peers, eager and compiled."""
     from catome_bench.commands.bench import run_bench
@@ -153,23 +129,40 @@ def bench(
 
 @app.command()
 def calibrate(
-    arch: Network = "unet",
-    steps: Annotated[int, typer.Option(min=3, max=1000, help="Denoising steps.")] = 20,
-    images: Images = 2,
-    size: Size = 128,
-    floor: Annotated[float, typer.Option(help="PSNR in dB that a scope has to keep.")] = 40.0,
-    output: Annotated[Path, typer.Option(help="JSON file to write.")] = Path("catome-calibration.json"),
-    device: Device = None,
+    model: given.Model,
+    prompt: given.Prompt = None,
+    prompts: given.Prompts = None,
+    seeds: given.FitSeeds = 2,
+    steps: given.Steps = None,
+    floor_psnr: given.FloorPsnr = None,
+    speedup: given.SpeedUp = None,
+    height: given.Side = None,
+    width: given.Side = None,
+    frames: given.Frames = None,
+    output: given.RecipeFile = Path("recipe.json"),
+    device: given.Device = None,
+    dtype: given.Dtype = None,
 ) -> None:
-    """Merge half of one block's tokens at a time, in one part of the run, and see what it costs in fidelity."""
+    """Find the settings that are best for a pipeline of your own, block by block; takes hundreds of pictures."""
     from catome_bench.commands.calibrate import run_calibration
+    from catome_bench.commands.compare import read_prompts
 
-    run_calibration(arch, steps=steps, images=images, size=size, floor=floor, output=output, device=device)
+    run_calibration(
+        model,
+        prompts=read_prompts(prompt or (), prompts),
+        seeds=seeds,
+        floor_psnr=floor_psnr,
+        speedup=speedup,
+        sizes={"steps": steps, "height": height, "width": width, "frames": frames},
+        output=output,
+        device=device,
+        dtype=dtype,
+    )
 
 
 @app.command()
 def report(
-    folder: ResultsFolder,
+    folder: given.ResultsFolder,
     output: Annotated[Path | None, typer.Option(help="HTML file to write; by default DIR/report.html.")] = None,
 ) -> None:
     """Show results as one HTML page, which needs no network: pictures, merge maps, curves, tables."""
@@ -189,9 +182,9 @@ def vits() -> None:
 @app.command()
 def train(
     arch: Annotated[Arch, typer.Option(help="Network to train.")] = "unet",
-    output: TrainedFolder = None,
+    output: given.TrainedFolder = None,
     checkpoint: Annotated[Path, typer.Option(help="Resumable state; deleted by hand.")] = Path("training.pt"),
-    device: Device = None,
+    device: given.Device = None,
     seed: Annotated[int, typer.Option(min=0, max=2**31, help="Seed of weights, crops and noise.")] = 0,
 ) -> None:
     """Train a class-conditional pixel network; one to two hours on 2 CPU cores, minutes on a GPU."""

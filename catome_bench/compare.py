@@ -7,6 +7,7 @@ from typing import Any
 
 from catome_adapters import RECIPES, CalibratedRecipe, MergeRecipe
 from catome_adapters.recipes.calibrated import Recipe
+from catome_bench.comparison.calls import listed, plain
 from catome_bench.comparison.compared import WITHOUT_LPIPS, Compared, check_gate
 from catome_bench.comparison.drawing import Call, device_of
 from catome_bench.comparison.measured import Measured
@@ -65,15 +66,14 @@ def compare(
         ['unmerged', 'close', 'fast']
     """
     gate = check_gate(gate or {})
-    calls = [call] if isinstance(call, Mapping) or callable(call) else list(call)
-    seeds = list(seeds)
+    calls, seeds = listed(call), list(seeds)
     run = Run(pipe, _by_name(recipes), calls, seeds)
     samples = run.draw_all(progress)
     order = "in turn" if run.alternates else "one after the other, since the pipeline is compiled"
     return Compared(
         rows=tuple(Measured.of(name, one, samples[name], samples[UNMERGED]) for name, one in run.variants.items()),
         gate=gate,
-        settings={"calls": [_plain(one) for one in calls], "seeds": seeds, "order": order},
+        settings={"calls": [plain(one) for one in calls], "seeds": seeds, "order": order},
         machine=describe_environment(str(device_of(pipe))),
         notes=_notes(samples[UNMERGED][1].psnr),
     )
@@ -92,17 +92,6 @@ def _by_name(recipes: Named | Mapping[str, Named] | Sequence[Named]) -> dict[str
 
 def _find(recipe: Named) -> Recipe:
     return RECIPES[recipe] if isinstance(recipe, str) else recipe
-
-
-def _plain(value: Any) -> Any:
-    """What JSON has no words for, by the name of its kind."""
-    if isinstance(value, Mapping):
-        return {str(name): _plain(one) for name, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(one) for one in value]
-    if value is None or isinstance(value, str | int | float | bool):
-        return value
-    return getattr(value, "__qualname__", type(value).__qualname__)
 
 
 def _notes(apart: float) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from catome_adapters import MergeRecipe, find_sites, sessions
-from catome_bench.comparison.calls import motif_of
+from catome_bench.comparison.arguments import motif_of
 from catome_bench.comparison.drawing import device_of, is_compiled
 from catome_bench.measure.features import Features, open_features
 from catome_bench.names import SWEEP_TABLES

@@ -117,6 +117,11 @@ class MergeSession:
         self._tracker.context = context
         self._tracker.on_step(step, total, (None, context))
 
+    @property
+    def step(self) -> int | None:
+        """The present step of the run, from 0; None if it is unknown."""
+        return self._tracker.step
+
     def report(self) -> str:
         """What is attached, what is not, and why, with what merging is predicted to save and cost at each site."""
         return self._runs.report(self.skipped)

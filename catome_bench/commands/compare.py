@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import typer
 
 from catome_bench.commands.options import choose_device, find_recipe, read_lines
 from catome_bench.compare import compare
-from catome_bench.comparison.calls import arguments_for
+from catome_bench.comparison.arguments import arguments_for
 from catome_bench.comparison.compared import check_gate
 from catome_bench.files import check_folder
 from catome_bench.open import open_pipeline
@@ -36,7 +37,7 @@ def run_comparison(
         seeds: How many pictures to draw of each prompt.
         recipes: Names and files.
         gate: Floors for the medians of "psnr" and "ssim".
-        sizes: By the names of `comparison.calls.OPTIONS`; None: the pipeline's own.
+        sizes: By the names of `comparison.arguments.OPTIONS`; None: the pipeline's own.
         output: Folder.
         device: Torch device.
         dtype: Of the weights.
@@ -45,11 +46,9 @@ def run_comparison(
         typer.BadParameter: If the model cannot be opened, does not take a prompt or an option, or draws nothing that
             can be compared; if a recipe does not fit it, or `output` could not be written.
     """
-    device, chosen = choose_device(device), {name: find_recipe(name) for name in recipes}
-    default = "float32" if torch.device(device).type == "cpu" else "bfloat16"
+    chosen = {name: find_recipe(name) for name in recipes}
     try:
-        pipe = open_pipeline(model, device, getattr(torch, dtype or default))
-        calls = [arguments_for(pipe, prompt, sizes) for prompt in prompts]
+        pipe, calls = open_calls(model, prompts, sizes, device, dtype)
         check_folder(output, "--output")
         pipe.set_progress_bar_config(leave=False)
         compared = compare(pipe, chosen, calls, seeds=range(seeds), gate=gate)
@@ -58,6 +57,21 @@ def run_comparison(
     compared.save(output)
     typer.echo(f"{compared}\nwritten to {output}: comparison.json, side-by-side.png, pictures")
     return compared.passes()
+
+
+def open_calls(
+    model: str, prompts: Sequence[str], sizes: Mapping[str, int | None], device: str | None, dtype: str | None
+) -> tuple[Any, list[dict[str, Any]]]:
+    """A pipeline, by default a GPU's in bfloat16, and the arguments with which it draws the prompts.
+
+    Raises:
+        typer.BadParameter: If nothing can be computed on the device.
+        ValueError: If the model cannot be opened, or does not take a prompt or an option.
+    """
+    device = choose_device(device)
+    default = "float32" if torch.device(device).type == "cpu" else "bfloat16"
+    pipe = open_pipeline(model, device, getattr(torch, dtype or default))
+    return pipe, [arguments_for(pipe, prompt, sizes) for prompt in prompts]
 
 
 def read_prompts(given: Sequence[str], file: Path | None) -> list[str]:

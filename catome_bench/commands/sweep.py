@@ -13,7 +13,7 @@ import typer
 from diffusers.schedulers.scheduling_pndm import PNDMScheduler
 
 from catome_bench.commands.options import choose_device, default_device, read_lines
-from catome_bench.comparison.calls import settings_of
+from catome_bench.comparison.arguments import settings_of
 from catome_bench.files import check_folder
 from catome_bench.names import IMAGENET_2K
 from catome_bench.open import open_pipeline
@@ -41,7 +41,7 @@ def draw_sweep(
     Args:
         model: As `open_pipeline` takes it.
         motifs: As `choose_prompts` takes them.
-        options: By the names of `comparison.calls.OPTIONS`; None: the pipeline's own.
+        options: By the names of `comparison.arguments.OPTIONS`; None: the pipeline's own.
         tables: As `sweep` takes them.
         seeds: Pictures of each prompt.
         steps: Denoising steps.

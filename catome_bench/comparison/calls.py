@@ -1,68 +1,44 @@
-"""The arguments with which a pipeline draws what the command line asks for."""
+"""The calls of a pipeline that are made again and again: whether they can be, and as JSON."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from inspect import signature
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-OPTIONS = {
-    "steps": "num_inference_steps",
-    "guidance": "guidance_scale",
-    "height": "height",
-    "width": "width",
-    "frames": "num_frames",
-}
-"""Options by the names that pipelines have for them."""
+from catome_adapters import sessions
+from catome_bench.comparison.drawing import Call
 
 
-def arguments_for(pipe: Any, prompt: str, options: Mapping[str, float | None]) -> dict[str, Any]:
-    """The arguments with which a pipeline draws a prompt.
+def check_calls(pipe: Any, calls: Sequence[Call]) -> None:
+    """Everything that has to hold before a pipeline draws with and without merging.
 
     Raises:
-        ValueError: If it takes no prompt, or not one of the options that are given.
+        RuntimeError: If the pipeline has a session.
+        TypeError: If it has no network.
+        ValueError: If a call brings random numbers of its own.
     """
-    return motif_of(pipe, prompt) | settings_of(pipe, options)
+    if found := sessions(pipe):
+        raise RuntimeError(f"{found[0]} is attached already; call catome_adapters.detach(pipe) before comparing")
+    if any(isinstance(call, Mapping) and "generator" in call for call in calls):
+        raise ValueError("a call has a generator; leave it out: every one of the seeds makes its own")
 
 
-def motif_of(pipe: Any, prompt: str) -> dict[str, Any]:
-    """A prompt as a pipeline takes it; for the shipped models, it is the name of a class.
+def listed(call: Call | Sequence[Call]) -> list[Call]:
+    """One call or several, as a list."""
+    return [call] if isinstance(call, Mapping) or callable(call) else list(call)
 
-    Raises:
-        ValueError: If it takes none.
+
+def plain(value: Any) -> Any:
+    """A call as JSON values; what JSON has no words for, by the name of its kind.
+
+    Examples:
+        >>> plain({"prompt": "a cat", "steps": (2, 3), "callback": max})
+        {'prompt': 'a cat', 'steps': [2, 3], 'callback': 'max'}
     """
-    known = _known(pipe)
-    if "classes" in known:
-        return {"classes": [prompt]}
-    if "prompt" not in known:
-        raise ValueError(f"{type(pipe).__name__} takes no prompt: compare it in Python, with catome.compare")
-    return {"prompt": prompt}
-
-
-def settings_of(pipe: Any, options: Mapping[str, float | None]) -> dict[str, Any]:
-    """Those of `OPTIONS` that are given, by the pipeline's names.
-
-    Raises:
-        ValueError: If it does not take one of them.
-    """
-    known = _known(pipe)
-    given = {OPTIONS[name]: value for name, value in options.items() if value is not None}
-    if "classes" in known:
-        return _square(given)
-    unknown = [name for name, argument in OPTIONS.items() if argument in given and argument not in known]
-    if unknown:
-        raise ValueError(f"{type(pipe).__name__} takes no {OPTIONS[unknown[0]]}: leave --{unknown[0]} out")
-    return given
-
-
-def _known(pipe: Any) -> Mapping[str, Any]:
-    return signature(pipe.__call__).parameters
-
-
-def _square(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The shipped models draw squares."""
-    others = dict(given)
-    sides = {side for side in (others.pop("height", None), others.pop("width", None)) if side}
-    if len(sides) > 1 or "num_frames" in others:
-        raise ValueError(f"got {dict(given)}; the shipped models draw single squares: pass --height alone")
-    return others | ({"size": sides.pop()} if sides else {})
+    if isinstance(value, Mapping):
+        return {str(name): plain(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(one) for one in value]
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    return getattr(value, "__qualname__", type(value).__qualname__)

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from itertools import product
 from typing import Any
 
 from torch import Tensor
 from tqdm import tqdm
 
-from catome_adapters import MergeSession, attach, sessions
+from catome_adapters import MergeSession
 from catome_adapters.recipes.calibrated import Recipe
+from catome_bench.comparison.attached import attached
+from catome_bench.comparison.calls import check_calls
 from catome_bench.comparison.drawing import Call, draw, is_compiled
 from catome_bench.comparison.measured import Sample
-from catome_bench.models.artist import unmerged_is_fine
 
 UNMERGED = "unmerged"
 
@@ -67,7 +67,7 @@ class Run:
         with tqdm(total=calls, unit="call", disable=not progress) as bar:
             for name, takes in self._turns():
                 bar.set_description(name)
-                with _attached(self.pipe, self.variants[name]) as session:
+                with attached(self.pipe, self.variants[name]) as session:
                     for take in takes:
                         samples[name].append(self._draw(name, session, take))
                         bar.update()
@@ -93,26 +93,14 @@ class Run:
             raise ValueError(f"{name}, seed {seed}: {error}") from error
 
 
-@contextmanager
-def _attached(pipe: Any, recipe: Recipe | None) -> Iterator[MergeSession | None]:
-    if recipe is None:
-        yield None
-        return
-    with unmerged_is_fine(), attach(pipe, recipe) as session:
-        yield session
-
-
 def _check(pipe: Any, recipes: Mapping[str, Recipe], takes: Sequence[Take], calls: Sequence[Call]) -> None:
-    if found := sessions(pipe):
-        raise RuntimeError(f"{found[0]} is attached already; call catome_adapters.detach(pipe) before comparing")
+    check_calls(pipe, calls)
     if not recipes or UNMERGED in recipes or not takes:
         given = f"{len(recipes)} recipes, {list(recipes)}, and {len(takes)} calls"
         raise ValueError(f"got {given}; expected at least one recipe, none named {UNMERGED!r}, one call and one seed")
-    if any(isinstance(call, Mapping) and "generator" in call for call in calls):
-        raise ValueError("a call has a generator; leave it out: every one of the seeds makes its own")
     for name, recipe in recipes.items():
         try:
-            with _attached(pipe, recipe):
+            with attached(pipe, recipe):
                 pass
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error

@@ -1,6 +1,5 @@
 """The `catome` command as typed: what it imports, what it refuses, and what it leaves behind."""
 
-import json
 import os
 import subprocess
 import sys
@@ -12,7 +11,7 @@ from typer.testing import CliRunner
 from catome_adapters import RECIPES, MergeRecipe
 from catome_bench import cli, names
 from catome_bench.cli import app
-from catome_bench.commands import bench, calibrate, demo, train, vits
+from catome_bench.commands import bench, demo, train, vits
 from catome_bench.commands.suites import SUITES
 from catome_bench.files import whole_file
 from catome_bench.measure import versions
@@ -137,8 +136,9 @@ def test_the_version_is_that_of_the_package_or_of_a_checkout(monkeypatch):
         ("demo --recipe best", "'best'; expected one of default"),
         ("demo --device quantum", "'quantum' here; expected a device of this machine"),
         ("demo --device meta", "'meta' here; expected a device"),
-        ("calibrate --size 17", "17; expected a multiple of 8"),
-        ("calibrate --device cuda:77", "'cuda:77' here; expected a device"),
+        ("bench --size 17", "17; expected a multiple of 8"),
+        ("calibrate unet --prompt cat --device cuda:77", "'cuda:77' here; expected a device"),
+        ("calibrate unet --floor-psnr high", "--floor-psnr"),
         ("train --device quantum", "'quantum' here; expected a device"),
         ("train --seed -1", "--seed"),
         ("bench --device quantum", "'quantum' here; expected a device"),
@@ -183,7 +183,8 @@ def no_work(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "command", ["demo --output", "bench --output", "calibrate --output", "train --output", "train --checkpoint"]
+    "command",
+    ["demo --output", "bench --output", "calibrate unet --prompt cat --output", "train --output", "train --checkpoint"],
 )
 def test_an_output_that_cannot_be_written_is_found_before_the_work(no_work, monkeypatch, tmp_path, command):
     monkeypatch.chdir(tmp_path)
@@ -192,7 +193,7 @@ def test_an_output_that_cannot_be_written_is_found_before_the_work(no_work, monk
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-@pytest.mark.parametrize("command", ["bench --output", "calibrate --output", "train --checkpoint"])
+@pytest.mark.parametrize("command", ["bench --output", "calibrate unet --prompt cat --output", "train --checkpoint"])
 def test_a_folder_or_device_is_no_file_to_write(no_work, monkeypatch, tmp_path, command):
     monkeypatch.chdir(tmp_path)
     assert "is not a regular file" in refused(*command.split(), os.devnull, "--device", "cpu")
@@ -217,16 +218,3 @@ def test_a_file_is_whole_or_as_it_was(tmp_path):
         part.write_text("ne\ud800")
     assert file.read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
-
-
-def test_what_was_calibrated_stays_if_the_next_run_cannot_be_written(monkeypatch, tmp_path):
-    monkeypatch.setattr(calibrate, "measure_fidelity", lambda *args: {"site": {part: {} for part in calibrate.PARTS}})
-    monkeypatch.setattr(calibrate, "render_calibration", lambda *args: "")
-    monkeypatch.chdir(tmp_path)
-    assert CliRunner().invoke(app, ["calibrate", "--device", "cpu"]).exit_code == 0
-    before = Path("catome-calibration.json").read_text()
-    assert json.loads(before)["best"]["site"]["late"] is None
-    monkeypatch.setattr(calibrate.json, "dumps", lambda *args, **options: "\ud800")
-    result = CliRunner().invoke(app, ["calibrate", "--device", "cpu"])
-    assert isinstance(result.exception, UnicodeEncodeError)
-    assert Path("catome-calibration.json").read_text() == before

@@ -1,0 +1,113 @@
+"""What every candidate costs in fidelity and saves in time, group by group."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from functools import partial
+from itertools import product
+from statistics import mean
+from typing import Any, NamedTuple
+
+from tqdm import tqdm
+
+from catome_adapters import MergeRecipe, MergeSite, attach
+from catome_bench.calibration.candidates import PARTS, WHOLE, in_part
+from catome_bench.calibration.clock import (
+    UNMERGED,
+    Samples,
+    by_kind,
+    kinds_of_steps,
+    seconds_by_call,
+    seconds_saved,
+    timed_blocks,
+)
+from catome_bench.calibration.partial import Measurements
+from catome_bench.calibration.takes import Takes
+from catome_bench.comparison.drawing import Drawn, device_of
+from catome_bench.models.artist import unmerged_is_fine
+
+Groups = Mapping[str, Sequence[MergeSite]]
+
+Run = tuple[float, Sequence[Samples]]
+"""The mean squared error of all takes with one setting, and for each the seconds of the group's blocks."""
+
+
+class Effect(NamedTuple):
+    """What one setting does by itself.
+
+    Attributes:
+        group: The group of blocks whose tokens merge.
+        candidate: How.
+        part: When.
+        error: Mean squared error of the finished pictures.
+        saved: Seconds of a call of the pipeline; negative if it is slower.
+    """
+
+    group: str
+    candidate: str
+    part: str
+    error: float
+    saved: float
+
+
+def find_refusals(pipe: Any, groups: Groups, candidates: Mapping[str, MergeRecipe]) -> dict[str, dict[str, str]]:
+    """Why candidates do not fit, by group and candidate."""
+    refusals: dict[str, dict[str, str]] = {group: {} for group in groups}
+    for group, candidate in product(groups, candidates):
+        try:
+            with unmerged_is_fine(), attach(pipe, candidates[candidate], sites=groups[group]):
+                pass
+        except ValueError as error:
+            refusals[group][candidate] = str(error)
+    return refusals
+
+
+def measure_effects(
+    takes: Takes,
+    groups: Groups,
+    candidates: Mapping[str, MergeRecipe],
+    measurements: Measurements,
+    refusals: Mapping[str, Mapping[str, str]],
+    progress: bool,
+) -> list[Effect]:
+    """Every candidate in every group and part of the run."""
+    fitting = [(group, name) for group, name in product(groups, candidates) if name not in refusals[group]]
+    effects: list[Effect] = []
+    for group, name in tqdm(fitting, unit="candidate", disable=not progress):
+        draw = partial(draw_timed, takes, groups[group])
+        unmerged = measurements.of([group], partial(draw, None))
+        settings = {
+            part: partial(measurements.of, [group, name, part], partial(draw, in_part(candidates[name], part)))
+            for part in PARTS
+        }
+        runs = run_parts(settings, unmerged)
+        every = [unmerged, *runs.values()]
+        effects += [Effect(group, name, part, run[0], saved_in(run, every)) for part, run in runs.items()]
+    return effects
+
+
+def run_parts(settings: Mapping[str, Callable[[], Run]], unmerged: Run) -> dict[str, Run]:
+    """The whole run, and then its parts; what saves nothing in the whole run is not measured in them."""
+    whole = settings[WHOLE]()
+    pays = saved_in(whole, [unmerged, whole]) > 0
+    return {WHOLE: whole} | {part: run() for part, run in settings.items() if pays and part != WHOLE}
+
+
+def draw_timed(takes: Takes, sites: Sequence[MergeSite], recipe: MergeRecipe | None) -> Run:
+    """Draw every take with a recipe at some sites, or without, and time their blocks."""
+    blocks, device = [site.block for site in sites], device_of(takes.pipe)
+    drawn: list[Drawn] = []
+    samples: list[Samples] = []
+    with unmerged_is_fine(), attach(takes.pipe, recipe, sites=sites) if recipe else nullcontext() as session:
+        for number in range(len(takes)):
+            with timed_blocks(blocks, device) as calls:
+                drawn.append(takes.draw(number))
+            kinds = kinds_of_steps(session.summary().rows) if session else [UNMERGED]
+            samples.append(by_kind(seconds_by_call(calls), kinds))
+    return takes.error(drawn), samples
+
+
+def saved_in(run: Run, runs: Sequence[Run]) -> float:
+    """The seconds that merging saves in a call of the pipeline, mean over the takes."""
+    return mean(seconds_saved(one, [others[1][take] for others in runs]) for take, one in enumerate(run[1]))

@@ -1,0 +1,124 @@
+"""What settings do: their figures measured by hand, and which are measured."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from catome_adapters import RECIPES, attach, find_sites, sessions
+from catome_bench.calibration import damage
+from catome_bench.calibration.candidates import MATCHED_SCOPES, PARTS, candidates
+from catome_bench.calibration.damage import find_refusals, measure_effects, run_parts, saved_in
+from catome_bench.calibration.groups import group_sites
+from catome_bench.calibration.partial import Measurements
+from catome_bench.calibration.takes import Takes, seconds_of
+from catome_core import CheckpointSchedule
+from zoo.class_pipelines import tiny_shipped
+from zoo.pipeline_parts import quiet
+
+CALL = {"classes": ["cat"], "size": 32, "num_inference_steps": 3}
+SETTINGS = candidates(CheckpointSchedule((0, 2), of=3))
+
+
+@pytest.fixture
+def pipe() -> Any:
+    return quiet(tiny_shipped("dit"))
+
+
+def draw(pipe: Any, seed: int) -> Tensor:
+    return pipe(**CALL, generator=torch.Generator().manual_seed(seed))
+
+
+def effects(pipe: Any, names: tuple[str, ...], groups: int = 1, **others: Any) -> list[Any]:
+    chosen = dict(list(group_sites(find_sites(pipe)).items())[:groups])
+    settings = {name: SETTINGS[name] for name in names}
+    given = {"measurements": Measurements(None, {}), "refusals": {group: {} for group in chosen}, "progress": False}
+    return measure_effects(Takes(pipe, [CALL], [3, 5]), chosen, settings, **given | others)
+
+
+@pytest.mark.usefixtures("saves")
+def test_an_error_is_that_of_pictures_drawn_by_hand(pipe):
+    site = find_sites(pipe)[0]
+    found = effects(pipe, ("half matched, block",))
+    assert [one.part for one in found] == list(PARTS)
+    unmerged = [draw(pipe, seed) for seed in (3, 5)]
+    for one in found:
+        recipe = SETTINGS[one.candidate]
+        assert recipe.levels == "all"
+        with attach(pipe, type(recipe)(**vars(recipe) | {"during": PARTS[one.part]}), sites=[site]):
+            merged = [draw(pipe, seed) for seed in (3, 5)]
+        squares = [(a - b).double().square().mean().item() for a, b in zip(merged, unmerged, strict=True)]
+        assert one.error == pytest.approx(sum(squares) / 2) and one.error > 0
+        # One of three steps, or all of them.
+        assert one.saved == pytest.approx(0.003 if one.part == "whole run" else 0.001)
+
+
+def test_what_saves_nothing_in_the_whole_run_is_not_measured_in_its_parts(pipe, monkeypatch):
+    monkeypatch.setattr(damage, "seconds_saved", lambda run, runs: 0.0)
+    found = effects(pipe, ("1/4 of the keys", "half matched, keys"), groups=2)
+    assert [one.part for one in found] == ["whole run"] * 4
+
+
+def test_seconds_count_over_all_parts_and_an_unmerged_run(pipe, monkeypatch):
+    monkeypatch.setattr(damage, "seconds_saved", lambda run, runs: len(runs) / 1000)
+    assert {one.saved for one in effects(pipe, ("half matched, keys",))} == {(1 + len(PARTS)) / 1000}
+
+
+def test_candidates_merge_wherever_they_are_told_to_and_share_a_schedule():
+    assert {one.levels for one in SETTINGS.values()} == {"all"}
+    assert {SETTINGS[f"half matched, {scope}"].schedule.steps for scope in MATCHED_SCOPES} == {(0, 2)}
+
+
+def timed(part: str, seconds: float, asked: list[str]) -> Any:
+    """A run whose merged calls take so long, and which notes that it was asked for."""
+    return lambda: asked.append(part) or (0.5, [{"reuse": [seconds] * 3, "unmerged": [2.0]}])
+
+
+def test_unmerged_steps_of_all_parts_are_what_merged_ones_are_held_against():
+    asked: list[str] = []
+    slow_machine = {"unmerged": [4.0] * 9}
+    runs = run_parts({part: timed(part, 1.5, asked) for part in PARTS}, (0.0, [slow_machine]))
+    assert list(runs) == asked == list(PARTS) and asked[0] == "whole run"
+    assert saved_in(runs["late"], [*runs.values(), (0.0, [{"unmerged": [2.0]}])]) == 3 * (2.0 - 1.5)
+
+
+@pytest.mark.usefixtures("saves")
+def test_what_does_not_fit_is_left_out_with_the_reason(pipe):
+    groups = group_sites(find_sites(pipe))
+    refused = find_refusals(pipe, groups, {"ToMe": RECIPES["tome"], "ours": SETTINGS["1/4 of the keys"]})
+    assert list(refused) == list(groups)
+    for reasons in refused.values():
+        assert list(reasons) == ["ToMe"] and "cannot merge in scope='progressive'" in reasons["ToMe"]
+    assert sessions(pipe) == []
+    first = next(iter(groups))
+    given = {first: {"1/4 of the keys": "a reason"}}
+    assert {one.candidate for one in effects(pipe, ("1/4 of the keys", "1/8 of the keys"), refusals=given)} == {
+        "1/8 of the keys"
+    }
+
+
+def test_takes_are_every_call_with_every_seed(pipe):
+    calls = [CALL, CALL | {"classes": ["temple"]}]
+    takes = Takes(pipe, calls, [3, 5])
+    wanted = [pipe(**call, generator=torch.Generator().manual_seed(seed)) for call in calls for seed in (3, 5)]
+    assert all(torch.equal(one.pictures, picture) for one, picture in zip(takes.unmerged, wanted, strict=True))
+    assert takes.first_of_calls == [0, 2]
+    assert takes.error(takes.unmerged) == 0
+    assert seconds_of(takes.unmerged[0]) == takes.unmerged[0].seconds
+
+
+def test_the_first_picture_is_drawn_once_more_before_it_counts(pipe):
+    seeds: list[int] = []
+
+    def noted(pipe: Any, generator: torch.Generator) -> Tensor:
+        seeds.append(generator.initial_seed())
+        return torch.zeros(1, 3, 16, 16)
+
+    assert len(Takes(pipe, [noted], [3, 5])) == 2 and seeds == [3, 3, 5]
+
+
+def test_pictures_of_another_size_are_no_error_but_a_mistake(pipe):
+    takes = Takes(pipe, [lambda pipe, generator: draw(pipe, 0)[:, :, : 12 if sessions(pipe) else 32]], [0])
+    with pytest.raises(ValueError, match=r"drew \(1, 3, 12, 32\), unmerged \(1, 3, 32, 32\); expected one size"):
+        takes.race(RECIPES["balanced"])
