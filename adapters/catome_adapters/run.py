@@ -86,7 +86,7 @@ class MergeRun:
         """Before a call of a host that is not the first in its step; without a step, every call recomputes."""
         if step is not None:
             if self.settled.plans is not None:
-                self._decide_again()
+                self._begin_segments()
             self.attachment.begin_call(host)
             if host.calls == MAX_CALLS_PER_STEP:
                 self._warned.once(MANY_CALLS)
@@ -128,7 +128,7 @@ class MergeRun:
         if self.settled.plans is not None:
             if all(context_of(host.module) is None for host in self.attachment.hosts):
                 return
-            self._decide_again()
+            self._begin_segments()
         self.attachment.select_calls(context_of)
 
     def reset(self) -> None:
@@ -144,6 +144,8 @@ class MergeRun:
         return bool(self.attachment.ran) if self.settled.plans is None else self.settled.was_called
 
     def _begin_segments(self) -> None:
+        """Before a step, or in the middle of one before a call that is unlike those of the steps before."""
+        self.settled.end()
         step, total = self._step, self.worth.total
         checkpoint = step in self._checkpoints
         merging = total is None or self.recipe.merges_at(step, total)
@@ -161,11 +163,6 @@ class MergeRun:
         if settles:
             self.settled.begin(plans)
         return fresh, plans
-
-    def _decide_again(self) -> None:
-        """In the middle of a step, before a call that is unlike those of the steps before."""
-        self.settled.end()
-        self._begin_segments()
 
     def _record(self, step: int | None, checkpoint: bool, plans: Sequence[SitePlan]) -> StepRecord:
         total = self.worth.total
