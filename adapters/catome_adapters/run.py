@@ -10,6 +10,7 @@ from torch import nn
 from catome_adapters.compatibility import check_compatible, check_repeatable, waits_for_steps
 from catome_adapters.hooks.attachment import Attachment
 from catome_adapters.hooks.host import Host
+from catome_adapters.hooks.memory import SiteMemory
 from catome_adapters.hooks.pairs import MAX_CALLS_PER_STEP, SitePairs
 from catome_adapters.hooks.rules import MergeRules
 from catome_adapters.hooks.scopes import SCOPES
@@ -86,7 +87,7 @@ class MergeRun:
         """Before a call of a host that is not the first in its step; without a step, every call recomputes."""
         if step is not None:
             if self.settled.plans is not None:
-                self._decide_again()
+                self._begin_segments()
             self.attachment.begin_call(host)
             if host.calls == MAX_CALLS_PER_STEP:
                 self._warned.once(MANY_CALLS)
@@ -99,12 +100,13 @@ class MergeRun:
         """After a step: record it, and decide about the next ones; whether anything ran."""
         if completed and self.settled.plans is None:
             warn_of_idle(self.attachment.idle)
+        ran = self._ran
         # Otherwise the step was recorded already, or the scheduler is shared with another pipeline.
-        if not self._ran or (step is None and self.needs_steps):
+        if ran is None or (step is None and self.needs_steps):
             return False
         if step is None:
             self.log.begin_run()
-        fresh, plans = self._finish_segments(step)
+        fresh, plans = self._finish_segments(step, ran)
         self.log.add(self._record(step, bool(fresh), plans), completed)
         self._decide(step, fresh)
         if step is None or step + 1 == self.worth.total:
@@ -115,9 +117,9 @@ class MergeRun:
 
     def records(self, step: int | None) -> list[StepRecord]:
         """The records of the last run, oldest first, the present step included, so far as it is known which it is."""
-        if not self._ran or (step is None and self.needs_steps):
+        ran, plans = self._ran, self.settled.plans
+        if ran is None or (step is None and self.needs_steps):
             return self.log.records
-        ran, plans = self.attachment.ran, self.settled.plans
         if plans is None:
             plans = [pairs.current_plan() for _, pairs in ran]
         record = self._record(step, any(pairs.is_fresh for _, pairs in ran), plans)
@@ -128,7 +130,7 @@ class MergeRun:
         if self.settled.plans is not None:
             if all(context_of(host.module) is None for host in self.attachment.hosts):
                 return
-            self._decide_again()
+            self._begin_segments()
         self.attachment.select_calls(context_of)
 
     def reset(self) -> None:
@@ -140,10 +142,15 @@ class MergeRun:
             trial.begin_run()
 
     @property
-    def _ran(self) -> bool:
-        return bool(self.attachment.ran) if self.settled.plans is None else self.settled.was_called
+    def _ran(self) -> Sequence[tuple[Segment, SiteMemory]] | None:
+        """What is remembered of this step's calls; None if there were none. A settled run remembers nothing more."""
+        if self.settled.plans is None:
+            return self.attachment.ran or None
+        return () if self.settled.was_called else None
 
     def _begin_segments(self) -> None:
+        """Before a step, or in the middle of one before a call that is unlike those of the steps before."""
+        self.settled.end()
         step, total = self._step, self.worth.total
         checkpoint = step in self._checkpoints
         merging = total is None or self.recipe.merges_at(step, total)
@@ -151,21 +158,18 @@ class MergeRun:
             step, checkpoint, lambda segment: merging and not self._trials[segment].leaves_unmerged(step, checkpoint)
         )
 
-    def _finish_segments(self, step: int | None) -> tuple[Mapping[Segment, Sequence[SitePairs]], Sequence[SitePlan]]:
+    def _finish_segments(
+        self, step: int | None, ran: Sequence[tuple[Segment, SiteMemory]]
+    ) -> tuple[Mapping[Segment, Sequence[SitePairs]], Sequence[SitePlan]]:
         """The pairs that were recomputed, and the plans of all that ran."""
         if self.settled.plans is not None:
             return {}, self.settled.plans
-        ran, settles = self.attachment.ran, step is not None and self.settled.may_begin
+        settles = step is not None and self.settled.may_begin
         fresh = self.attachment.finish_step()
         plans = [pairs.plan for _, pairs in ran]
         if settles:
             self.settled.begin(plans)
         return fresh, plans
-
-    def _decide_again(self) -> None:
-        """In the middle of a step, before a call that is unlike those of the steps before."""
-        self.settled.end()
-        self._begin_segments()
 
     def _record(self, step: int | None, checkpoint: bool, plans: Sequence[SitePlan]) -> StepRecord:
         total = self.worth.total
