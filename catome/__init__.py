@@ -14,7 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from catome_adapters import RECIPES, MergeRecipe, attach, detach, sessions
+    from catome_adapters import RECIPES, CalibratedRecipe, MergeRecipe, attach, detach, sessions
     from catome_bench.calibrate import Calibration, calibrate
     from catome_bench.compare import Compared, compare
     from catome_bench.models import load_shipped
@@ -26,6 +26,7 @@ __version__ = "0.2.0"
 __all__ = [
     "RECIPES",
     "AdaptiveMerge",
+    "CalibratedRecipe",
     "Calibration",
     "Compared",
     "Lattice",
@@ -45,6 +46,7 @@ __all__ = [
 _HOMES = {
     "RECIPES": "catome_adapters",
     "AdaptiveMerge": "catome_core",
+    "CalibratedRecipe": "catome_adapters",
     "Calibration": "catome_bench.calibrate",
     "Compared": "catome_bench.compare",
     "Lattice": "catome_core",

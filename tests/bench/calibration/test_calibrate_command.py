@@ -22,8 +22,7 @@ pytestmark = pytest.mark.usefixtures("saves", "few")
 
 
 def run(*arguments: object) -> Any:
-    given = ["--device", "cpu", "--steps", 2, "--seeds", 1, *arguments]
-    return CliRunner().invoke(app, ["calibrate", *map(str, given)], catch_exceptions=False)
+    return invoke("calibrate", "--device", "cpu", "--steps", 2, "--seeds", 1, *arguments)
 
 
 def refused(*arguments: object) -> str:
@@ -42,8 +41,8 @@ def shipped(monkeypatch, tmp_path) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["SD1.5", "Flux", "Wan"])
-def test_a_saved_pipeline_is_calibrated(tmp_path, name):
+@pytest.mark.parametrize("name", ["SD1.5", "SDXL", "Flux", "Wan"])
+def test_a_saved_pipeline_is_calibrated_and_its_recipe_taken_by_the_other_commands(tmp_path, name):
     TEXTED[name]().save_pretrained(tmp_path / "model")
     sizes = SIZES.get(name, ["--height", 32, "--width", 32])
     out = tmp_path / "out"
@@ -55,6 +54,21 @@ def test_a_saved_pipeline_is_calibrated(tmp_path, name):
     figures = json.loads((out / "recipe-calibration.json").read_text())
     assert figures["fit"] == recipe.fit
     assert "on pictures that were not used to choose it, calibrated is" in result.stdout
+    taken = ["--recipe", out / "recipe.json", "--device", "cpu"]
+    assert invoke("plan", tmp_path / "model", *taken, *sizes).exit_code == 0
+    compare = ["--prompt", "a cat", "--steps", 2, "--seeds", 1, "--output", tmp_path / "compared"]
+    compared = invoke("compare", tmp_path / "model", *taken, *sizes, *compare)
+    assert compared.exit_code == 0, compared.output
+    rows = json.loads((tmp_path / "compared" / "comparison.json").read_text())["rows"]
+    assert rows[1]["recipe"] == json.loads((out / "recipe.json").read_text()) and rows[1]["merged"] > 0
+    other = "Flux" if name != "Flux" else "Wan"
+    TEXTED[other]().save_pretrained(tmp_path / "other")
+    strange = invoke("compare", tmp_path / "other", *taken, *SIZES.get(other, sizes), *compare)
+    assert strange.exit_code == 2 and "the recipe was calibrated on" in strange.stderr
+
+
+def invoke(*arguments: object) -> Any:
+    return CliRunner().invoke(app, [*map(str, arguments)], catch_exceptions=False)
 
 
 def test_a_run_that_was_broken_off_goes_on(shipped, monkeypatch):
