@@ -102,7 +102,7 @@ def sweep(
             "options": options,
             "model": identify(pipe),
             "sha256": digest_of(prompts),
-            **_describe(tables_drawn, left_out, recipes_of(steps, top)),
+            **_describe(tables_drawn, left_out, recipes_of(top)),
             "prompts": list(prompts),
         }
     )

@@ -52,11 +52,17 @@ class CheckpointSchedule:
     def rescaled(self, total: int) -> CheckpointSchedule:
         """The same schedule for a run of `total` steps, every checkpoint at the same fraction of the run.
 
+        Where every step of several is one, every step of the other run is.
+
         Examples:
             >>> CheckpointSchedule((0, 10, 40), of=50).rescaled(10)
             CheckpointSchedule(steps=(0, 2, 8), of=10)
+            >>> CheckpointSchedule.every(1, 2).rescaled(4).steps
+            (0, 1, 2, 3)
         """
         total = checks.integer("total", total, TOTAL, least=1)
+        if 1 < self.of == len(self.steps):
+            return self.every(1, total)
         return CheckpointSchedule(tuple(step * total // self.of for step in self.steps), total)
 
     @classmethod

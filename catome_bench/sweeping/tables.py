@@ -12,18 +12,17 @@ from catome_bench.races.peers import ca_tome, tomesd
 from catome_bench.races.variants import REFERENCE, Variant
 from catome_core import PAPER_SCHEDULES, AdaptiveMerge, CheckpointSchedule
 
+EVERY_STEP = CheckpointSchedule.every(1, 50)
 THRESHOLDS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 SHARES_OF_STEPS = (0.9, 0.8, 0.7)
 AFTER_ANOTHER = ("ca-tome",)
 """Rows that are drawn right after another picture: the package keeps the pairs of that one for the first steps."""
 
 
-def thresholds(steps: int, top: int) -> dict[str, MergeRecipe]:
+def thresholds(top: int) -> dict[str, MergeRecipe]:
     """Table I: pairs above a threshold, matched anew in every step."""
-    # A schedule fits shorter runs, not longer ones, and some schedulers call the network almost twice in a step.
-    always = CheckpointSchedule.every(1, 2 * steps)
     return {
-        f"t={threshold}": replace(paper(top), policy=AdaptiveMerge(threshold=threshold), schedule=always)
+        f"t={threshold}": replace(paper(top), policy=AdaptiveMerge(threshold=threshold), schedule=EVERY_STEP)
         for threshold in THRESHOLDS
     }
 
@@ -38,14 +37,13 @@ def paper(top: int) -> MergeRecipe:
     return replace(RECIPES["paper"], levels=(top,))
 
 
-def recipes_of(steps: int, top: int) -> dict[str, MergeRecipe]:
+def recipes_of(top: int) -> dict[str, MergeRecipe]:
     """Every recipe that is drawn with, by the name of its row.
 
     Args:
-        steps: Denoising steps.
         top: The level with the most tokens.
     """
-    return {**thresholds(steps, top), **configurations(top), "balanced": RECIPES["balanced"]}
+    return {**thresholds(top), **configurations(top), "balanced": RECIPES["balanced"]}
 
 
 def rows_of(tables: Sequence[str], steps: int, top: int) -> dict[str, dict[str, Variant]]:
@@ -66,10 +64,10 @@ def rows_of(tables: Sequence[str], steps: int, top: int) -> dict[str, dict[str, 
     unknown = [table for table in tables if table not in SWEEP_TABLES]
     if unknown or not tables:
         raise ValueError(f"tables is {list(tables)}; expected at least one of {', '.join(SWEEP_TABLES)}")
-    ours = {name: Variant("ours", partial(attach, recipe=one)) for name, one in recipes_of(steps, top).items()}
+    ours = {name: Variant("ours", partial(attach, recipe=one)) for name, one in recipes_of(top).items()}
     tome = {"tomesd": Variant("peer", tomesd)}
     drawn = {
-        "thresholds": {name: ours[name] for name in thresholds(steps, top)},
+        "thresholds": {name: ours[name] for name in thresholds(top)},
         "caching": tome | {name: ours[name] for name in configurations(top)},
         "comparison": {
             **tome,

@@ -32,6 +32,8 @@ def test_the_listed_steps_and_the_first_are_checkpoints(data, of):
 @given(schedules(), totals)
 def test_another_number_of_steps_rescales(schedule, total):
     expected = sorted({0, *(step * total // schedule.of for step in schedule.steps)})
+    if 1 < schedule.of == len(schedule.steps):
+        expected = list(range(total))
     assert checkpoints(schedule, total) == expected
     rescaled = schedule.rescaled(total)
     assert rescaled.of == total
@@ -47,6 +49,12 @@ def test_the_same_number_of_steps_changes_nothing(schedule):
 @given(st.integers(1, 60), totals)
 def test_every(interval, total):
     assert checkpoints(CheckpointSchedule.every(interval, total)) == list(range(0, total, interval))
+
+
+@given(st.integers(2, 60), totals)
+def test_every_step_stays_every_step(of, total):
+    """Samplers that call the network more often than they were asked for, such as PNDM, make longer runs."""
+    assert checkpoints(CheckpointSchedule.every(1, of), total) == list(range(total))
 
 
 @given(st.data(), totals)

@@ -18,7 +18,7 @@ PAPER = RECIPES["paper"]
 
 @pytest.mark.parametrize(("steps", "called"), [(1, 1), (10, 10), (50, 51), (60, 119)])
 def test_the_first_table_has_the_thresholds_of_the_paper_and_matches_in_every_step(steps, called):
-    recipes = thresholds(steps, 1).values()
+    recipes = thresholds(1).values()
     assert [recipe.policy.threshold for recipe in recipes] == [0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
     for recipe in recipes:
         assert all(recipe.schedule.is_checkpoint(step, called) for step in range(called))
@@ -40,7 +40,7 @@ def test_every_table_begins_with_the_unmerged_row_and_a_name_means_one_thing(ste
         assert [(one.family, one.share) for other, one in every if other == name] == [(row.family, row.share)] * len(
             [other for other, _ in every if other == name]
         )
-        assert (row.family == "ours") == (name in recipes_of(steps, 1))
+        assert (row.family == "ours") == (name in recipes_of(1))
         assert name == name.strip() and not set(name) & set('/\\:*?"<>| ')
     assert all(next(iter(rows)) == REFERENCE for rows in tables.values())
     fewer = [row.steps(steps) for _, row in every if row.family == "fewer steps"]
