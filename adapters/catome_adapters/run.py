@@ -76,7 +76,8 @@ class MergeRun:
         if step > 0:
             check_repeatable(self.sites, self.recipe)
         if total != self.worth.total:
-            self.worth.total, self._checkpoints = total, self.recipe.schedule.rescaled(total).steps
+            self.worth.begin_run(total)
+            self._checkpoints = self.recipe.schedule.rescaled(total).steps
         for host in self.attachment.hosts:
             host.begin_step(True)
         self._step = step
@@ -135,7 +136,7 @@ class MergeRun:
 
     def reset(self) -> None:
         """Forget every plan."""
-        self.worth.total = None
+        self.worth.begin_run(None)
         self.settled.end()
         self.attachment.reset()
         for trial in self._trials.values():

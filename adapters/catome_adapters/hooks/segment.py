@@ -45,10 +45,7 @@ class Segment:
         known: What follows from the shapes of a call.
         last_calls: By plan, the tokens of the last call.
         blocks_per_plan: Number of blocks that share a plan.
-        settled: Whether its blocks are left alone, in eager code, until a call is unlike the one before.
     """
-
-    settled = False
 
     def __init__(self, sites: Sequence[MergeSite], host: Host, rules: MergeRules) -> None:
         self.sites, self.host, self.rules, self.scope = tuple(sites), host, rules, rules.scope
@@ -78,6 +75,11 @@ class Segment:
         """Whether all of its calls in this step, in eager code, had sizes at which nothing merges in this run."""
         small = [known.key for known in self.known.values() if not known.pays_off]
         return all(any(pairs.key is key for key in small) for pairs in self.pairs)
+
+    def leave_alone(self, settled: bool) -> None:
+        """From now on do nothing around the blocks, or everything again."""
+        for hooks in self.hooks:
+            hooks.settled = settled
 
     def before_block(self, block: BlockCall, call: Arguments) -> Arguments:
         """Before a block: the first one's tokens make the plan."""
@@ -171,7 +173,13 @@ class Segment:
 
 
 class BlockHooks(HookOwner):
-    """The hooks around one block of a segment."""
+    """The hooks around one block of a segment.
+
+    Attributes:
+        settled: Whether they do nothing.
+    """
+
+    settled = False
 
     def __init__(self, segment: Segment, block: BlockCall) -> None:
         self.segment, self.block, module = segment, block, block.site.block
@@ -183,13 +191,8 @@ class BlockHooks(HookOwner):
         for handle in self.handles:
             handle.remove()
 
-    @property
-    def _do_nothing(self) -> bool:
-        # In this order compiled code does not depend on whether a run is settled.
-        return self.is_copy or (not torch.compiler.is_compiling() and self.segment.settled)
-
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
-        return None if self._do_nothing else self.segment.before_block(self.block, (args, kwargs))
+        return None if self.settled or self.is_copy else self.segment.before_block(self.block, (args, kwargs))
 
     def _after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        return output if self._do_nothing else self.segment.after_block(self.block, output)
+        return output if self.settled or self.is_copy else self.segment.after_block(self.block, output)

@@ -41,12 +41,14 @@ class SettledRun:
         for host in self.attachment.hosts:
             host.settle()
         for segment in self.attachment.segments:
-            segment.settled = True
+            segment.leave_alone(True)
 
     def end(self) -> None:
         """There is something to decide again."""
+        if self.plans is None:
+            return
         self.plans = None
         for host in self.attachment.hosts:
             host.settled = None
         for segment in self.attachment.segments:
-            segment.settled = False
+            segment.leave_alone(False)

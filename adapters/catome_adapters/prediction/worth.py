@@ -46,10 +46,21 @@ class Worth:
         self.is_asked = recipe.levels in ("auto", "top") and SCOPES[recipe.scope].predictable
         self.min_gain = MIN_GAIN if recipe.levels == "auto" else 0.0
         self.total: int | None = None
+        self._known: dict[tuple[SiteWeights, PlanKey], bool] = {}
+
+    def begin_run(self, total: int | None) -> None:
+        """A run of so many steps."""
+        self.total = total
+        self._known.clear()
 
     def pays_off(self, weights: SiteWeights, key: PlanKey) -> bool:
         """Whether to merge such tokens in this run; in compiled code, whose constants hold for runs of every length."""
-        return self.at_size(weights, key, None if torch.compiler.is_compiling() else self.total)
+        if torch.compiler.is_compiling():
+            return self.at_size(weights, key, None)
+        # The blocks of a transformer are alike.
+        if (weights, key) not in self._known:
+            self._known[weights, key] = self.at_size(weights, key, self.total)
+        return self._known[weights, key]
 
     def at_size(self, weights: SiteWeights, key: PlanKey, total: int | None) -> bool:
         """Whether merging the share that is assumed of such tokens gains time; a run of usual length, if it is None."""
