@@ -153,11 +153,11 @@ def test_a_run_is_long_enough_for_what_its_first_checkpoint_may_lose(match, save
     """With a fixed capacity there is nothing to find out."""
     schedule, weights = CheckpointSchedule((0, 10), of=50), count_weights(find_sites(UNET)[0])
     worth = Given(recipe(ALIKE, schedule=schedule, capacity=capacity), SiteSeconds(1.0, saved, 0.0, match))
-    worth.total = total
+    worth.begin_run(total)
     gain = saved - match * len(schedule.rescaled(total).steps) / total
     little, odds = match <= FIRST_TRIAL_SHARE * total * 2.0, FIRST_TRIAL_ODDS * match <= (total - 1) * gain
     assert worth.pays_off(weights, KEY) == (gain > 0 and (capacity is not None or little or odds))
-    worth.total = None
+    worth.begin_run(None)
     # A run of usual length.
     assert worth.pays_off(weights, KEY) == (saved - match * 2 / 50 > 0)
 
