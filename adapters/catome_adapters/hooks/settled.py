@@ -47,8 +47,9 @@ class SettledRun:
         """There is something to decide again."""
         if self.plans is None:
             return
-        self.plans = None
         for host in self.attachment.hosts:
             host.settled = None
         for segment in self.attachment.segments:
             segment.leave_alone(False)
+        # Last, so that what an interrupt left settled is ended the next time.
+        self.plans = None
