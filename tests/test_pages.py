@@ -58,8 +58,7 @@ def test_the_library_counts_as_many_tokens(name):
     assert {prod(site.shape) for site in sites} == set(numbers(SIZES[name][2]))
 
 
-def test_figures_are_those_that_the_library_computes(monkeypatch):
-    monkeypatch.syspath_prepend(DOCS / "figures")
+def test_figures_are_those_that_the_library_computes():
     figures = import_module("draw")
     assert {name: (figures.IMAGES / f"{name}.svg").read_text() for name in figures.FIGURES} == {
         name: draw() for name, draw in figures.FIGURES.items()

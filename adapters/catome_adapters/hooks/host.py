@@ -113,7 +113,13 @@ class Host(HookOwner):
 
     @property
     def _was_replaced(self) -> bool:
-        return any(one.is_replaced for one in self.components)
+        for one in self.components:
+            # Pipelines raise an error with a long text for what they do not have, which takes longer than all of this.
+            if vars(one.pipeline).get(one.name) is one.component:
+                continue
+            if getattr(one.pipeline, one.name, None) is not one.component:
+                return True
+        return False
 
     def _begin_call(self, tensor: Tensor | None) -> None:
         """A call in eager code; `tensor` is the first of its arguments that is one."""

@@ -76,11 +76,6 @@ class Segment:
         small = [known.key for known in self.known.values() if not known.pays_off]
         return all(any(pairs.key is key for key in small) for pairs in self.pairs)
 
-    def leave_alone(self, settled: bool) -> None:
-        """From now on do nothing around the blocks, or everything again."""
-        for hooks in self.hooks:
-            hooks.settled = settled
-
     def before_block(self, block: BlockCall, call: Arguments) -> Arguments:
         """Before a block: the first one's tokens make the plan."""
         state = self.state

@@ -40,8 +40,7 @@ class SettledRun:
         self.plans = plans
         for host in self.attachment.hosts:
             host.settle()
-        for segment in self.attachment.segments:
-            segment.leave_alone(True)
+        self._leave_alone(True)
 
     def end(self) -> None:
         """There is something to decide again."""
@@ -49,7 +48,11 @@ class SettledRun:
             return
         for host in self.attachment.hosts:
             host.settled = None
-        for segment in self.attachment.segments:
-            segment.leave_alone(False)
+        self._leave_alone(False)
         # Last, so that what an interrupt left settled is ended the next time.
         self.plans = None
+
+    def _leave_alone(self, settled: bool) -> None:
+        for segment in self.attachment.segments:
+            for hooks in segment.hooks:
+                hooks.settled = settled

@@ -38,4 +38,4 @@ def gather_seconds(lattice: Lattice, weights: SiteWeights, grid: TokenGrid, batc
         numbers, launches = 2 * (grid.prefix + grid.destinations) * weights.width, GATHER_BEHIND_LAUNCHES
     written = batch * numbers * weights.itemsize
     tiling = 0.0 if field is None else written / rates.tiling
-    return 2 * written / rates.bandwidth + tiling + launches * rates.launch
+    return 2 * written / rates.bandwidth + tiling + launches * rates.launch + rates.hooks

@@ -114,7 +114,7 @@ def site_seconds(
     scope, tokens, weights = SCOPES[recipe.scope], grid.tokens, weights_as_gathered(weights, recipe.policy)
     block = _seconds(weights.saved_in_block(tokens, 1), batch, rates) + weights.kernels * rates.launch
     saved = _seconds(scope.saved_flops(weights, tokens, removed), batch, rates)
-    reuse = _reuse_seconds(weights, grid, batch, recipe, rates, removed) + rates.hooks
+    reuse = _reuse_seconds(weights, grid, batch, recipe, rates, removed)
     return SiteSeconds(block, saved, reuse, _match_seconds(weights, grid, batch, recipe, rates))
 
 

@@ -99,18 +99,9 @@ class ObservedComponent(Generic[Subscriber]):
         """Whether there is a component with the methods that are observed."""
         return self.observer is not None
 
-    @property
-    def is_replaced(self) -> bool:
-        """Whether the pipeline has another component now; asked before every call of the network."""
-        # Pipelines raise an error with a long text for what they do not have, which takes longer than all of this.
-        found = vars(self.pipeline).get(self.name)
-        if found is None and self.component is not None:
-            found = getattr(self.pipeline, self.name, None)
-        return found is not self.component
-
     def update(self) -> bool:
         """Observe the component that is there now; whether it replaces one that was observed."""
-        if not self.is_replaced:
+        if getattr(self.pipeline, self.name, None) is self.component:
             return False
         replaces = self.is_observed
         self.remove()

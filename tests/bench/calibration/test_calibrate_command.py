@@ -16,7 +16,8 @@ from catome_bench.commands import calibrate as command
 from zoo.class_pipelines import tiny_shipped
 from zoo.texted_pipelines import TEXTED
 
-SIZES = {"Wan": ["--height", 32, "--width", 32, "--frames", 5]}
+SQUARE = ["--height", 32, "--width", 32]
+SIZES = {"Wan": [*SQUARE, "--frames", 5]}
 
 pytestmark = pytest.mark.usefixtures("saves", "few")
 
@@ -44,7 +45,7 @@ def shipped(monkeypatch, tmp_path) -> None:
 @pytest.mark.parametrize("name", ["SD1.5", "SDXL", "Flux", "Wan"])
 def test_a_saved_pipeline_is_calibrated_and_its_recipe_taken_by_the_other_commands(tmp_path, name):
     TEXTED[name]().save_pretrained(tmp_path / "model")
-    sizes = SIZES.get(name, ["--height", 32, "--width", 32])
+    sizes = SIZES.get(name, SQUARE)
     out = tmp_path / "out"
     result = run(tmp_path / "model", "--prompt", "a cat", *sizes, "--output", out / "recipe.json")
     assert result.exit_code == 0, result.output
@@ -63,7 +64,7 @@ def test_a_saved_pipeline_is_calibrated_and_its_recipe_taken_by_the_other_comman
     assert rows[1]["recipe"] == json.loads((out / "recipe.json").read_text()) and rows[1]["merged"] > 0
     other = "Flux" if name != "Flux" else "Wan"
     TEXTED[other]().save_pretrained(tmp_path / "other")
-    strange = invoke("compare", tmp_path / "other", *taken, *SIZES.get(other, sizes), *compare)
+    strange = invoke("compare", tmp_path / "other", *taken, *SIZES.get(other, SQUARE), *compare)
     assert strange.exit_code == 2 and "the recipe was calibrated on" in strange.stderr
 
 
