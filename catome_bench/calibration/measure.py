@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from catome_adapters import MergeRecipe, MergeSite
+from catome_adapters.recipes.named import EVERY_STEP
 from catome_bench.calibration.candidates import PARTS, candidates, in_part
 from catome_bench.calibration.damage import Effect, find_refusals, measure_effects
 from catome_bench.calibration.groups import group_sites
-from catome_bench.calibration.pairs import EVERY_STEP, Layer, average, mean_distance, record_layers
+from catome_bench.calibration.pairs import Layer, average, mean_distance, record_layers
 from catome_bench.calibration.partial import Measurements
 from catome_bench.calibration.schedule import choose_schedule
 from catome_bench.calibration.takes import Takes

@@ -12,12 +12,10 @@ from torch import Tensor
 
 from catome_adapters import MergeSite, SiteStep, attach
 from catome_adapters.architectures.find import denoisers
+from catome_adapters.recipes.named import EVERY_STEP
 from catome_bench.calibration.candidates import half_matched
 from catome_bench.models.artist import unmerged_is_fine
-from catome_core import CheckpointSchedule, MergePlan, jaccard_distance
-
-EVERY_STEP = CheckpointSchedule.every(1, 1000)
-"""Of a run of any length up to this."""
+from catome_core import MergePlan, jaccard_distance
 
 
 class Layer(NamedTuple):

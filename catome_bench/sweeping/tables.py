@@ -7,12 +7,12 @@ from dataclasses import replace
 from functools import partial
 
 from catome_adapters import RECIPES, MergeRecipe, attach
+from catome_adapters.recipes.named import EVERY_STEP
 from catome_bench.names import SWEEP_TABLES
 from catome_bench.races.peers import ca_tome, tomesd
 from catome_bench.races.variants import REFERENCE, Variant
-from catome_core import PAPER_SCHEDULES, AdaptiveMerge, CheckpointSchedule
+from catome_core import PAPER_SCHEDULES, AdaptiveMerge
 
-EVERY_STEP = CheckpointSchedule.every(1, 50)
 THRESHOLDS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 SHARES_OF_STEPS = (0.9, 0.8, 0.7)
 AFTER_ANOTHER = ("ca-tome",)

@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import replace
-from itertools import count, product
+from itertools import product
 from typing import Any
 
 import pytest
@@ -14,7 +14,6 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 
 from catome_adapters import RECIPES, MergeRecipe, attach, sessions
 from catome_bench.compare import Compared, compare
-from catome_bench.comparison import drawing
 from catome_bench.comparison.compared import check_gate
 from catome_bench.measure.spread import Spread
 from catome_bench.views.comparison import to_bytes
@@ -30,19 +29,6 @@ LARGE = MergeRecipe(Lattice(), scope="keys", levels="all", stride=4)
 @pytest.fixture
 def pipe() -> Any:
     return quiet(tiny_shipped())
-
-
-@pytest.fixture
-def ticks(monkeypatch) -> None:
-    """A clock that every reading moves on by a second."""
-    seconds = count()
-
-    def stopwatch(run: Any) -> float:
-        start = next(seconds)
-        run()
-        return next(seconds) - start
-
-    monkeypatch.setattr(drawing, "choose_stopwatch", lambda device: stopwatch)
 
 
 def of(pipe: Any, recipes: Any, call: Any = CALL, **options: Any) -> Compared:

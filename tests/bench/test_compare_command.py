@@ -6,14 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from typer.testing import CliRunner
 
 from catome_adapters import MergeRecipe
 from catome_bench import open as opening
-from catome_bench.cli import app
 from catome_bench.commands import compare as command
 from catome_bench.open import open_pipeline, shipped_arch
 from catome_core import Lattice
+from commands import invoke, refusal
 from zoo.class_pipelines import tiny_shipped
 from zoo.texted_pipelines import TEXTED
 from zoo.transformer_pipelines import dit
@@ -22,17 +21,12 @@ SIZES = {"Wan": ["--height", 32, "--width", 32, "--frames", 5]}
 
 
 def run(*arguments: object) -> Any:
-    given = ["--device", "cpu", "--steps", 2, "--seeds", 1, *arguments]
-    return CliRunner().invoke(app, ["compare", *map(str, given)], catch_exceptions=False)
+    return invoke("compare", "--device", "cpu", "--steps", 2, "--seeds", 1, *arguments)
 
 
 def refused(*arguments: object) -> str:
     """The one line on stderr; nothing is written."""
-    result = run(*arguments)
-    assert result.exit_code == 2, result.output
-    line = result.stderr.replace("\r", "\n").splitlines()[-1]
-    assert line.startswith("catome: ")
-    return line
+    return refusal(run(*arguments))
 
 
 @pytest.fixture

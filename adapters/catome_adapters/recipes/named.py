@@ -18,6 +18,8 @@ class _Named(dict[str, MergeRecipe]):
         raise KeyError(f"no recipe is named {name!r}{meant} The names are {sorted(self)}")
 
 
+EVERY_STEP = CheckpointSchedule.every(1, 50)
+"""Of a run of any length: where every step is a checkpoint, rescaling keeps it so."""
 BALANCED = MergeRecipe(Lattice(near="auto"), scope="keys", stride=2)
 
 RECIPES: Mapping[str, MergeRecipe] = MappingProxyType(
@@ -33,16 +35,14 @@ RECIPES: Mapping[str, MergeRecipe] = MappingProxyType(
             "todo": MergeRecipe(Lattice(moving=False), scope="keys", proportional=False, levels="top"),
             "tomesd": MergeRecipe(
                 AdaptiveMerge(threshold=-1, capacity=0.25, spare="fill", destination="random"),
-                CheckpointSchedule.every(1, 50),
+                EVERY_STEP,
                 proportional=False,
                 levels="top",
             ),
-            "vit": MergeRecipe(
-                AdaptiveMerge(threshold=-1, capacity=0.25, spare="fill"), CheckpointSchedule.every(1, 50), scope="block"
-            ),
+            "vit": MergeRecipe(AdaptiveMerge(threshold=-1, capacity=0.25, spare="fill"), EVERY_STEP, scope="block"),
             "tome": MergeRecipe(
                 AdaptiveMerge(threshold=-1, capacity=0.44, spare="fill"),
-                CheckpointSchedule.every(1, 50),
+                EVERY_STEP,
                 scope="progressive",
             ),
         }

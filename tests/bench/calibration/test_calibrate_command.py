@@ -6,13 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from typer.testing import CliRunner
 
 from catome_adapters.recipes.calibrated import CalibratedRecipe
 from catome_bench import open as opening
 from catome_bench.calibration.result import Calibration
-from catome_bench.cli import app
 from catome_bench.commands import calibrate as command
+from commands import invoke, refusal
 from zoo.class_pipelines import tiny_shipped
 from zoo.texted_pipelines import TEXTED
 
@@ -28,11 +27,7 @@ def run(*arguments: object) -> Any:
 
 def refused(*arguments: object) -> str:
     """The one line on stderr after the bars."""
-    result = run(*arguments)
-    assert result.exit_code == 2, result.output
-    line = result.stderr.replace("\r", "\n").splitlines()[-1]
-    assert line.startswith("catome: ")
-    return line
+    return refusal(run(*arguments))
 
 
 @pytest.fixture
@@ -66,10 +61,6 @@ def test_a_saved_pipeline_is_calibrated_and_its_recipe_taken_by_the_other_comman
     TEXTED[other]().save_pretrained(tmp_path / "other")
     strange = invoke("compare", tmp_path / "other", *taken, *SIZES.get(other, SQUARE), *compare)
     assert strange.exit_code == 2 and "the recipe was calibrated on" in strange.stderr
-
-
-def invoke(*arguments: object) -> Any:
-    return CliRunner().invoke(app, [*map(str, arguments)], catch_exceptions=False)
 
 
 def test_a_run_that_was_broken_off_goes_on(shipped, monkeypatch):

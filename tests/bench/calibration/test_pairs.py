@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from catome_adapters import attach, find_sites, sessions
+from catome_adapters.recipes.named import EVERY_STEP
 from catome_bench.calibration.candidates import half_matched
 from catome_bench.calibration.pairs import (
-    EVERY_STEP,
     Layer,
     average,
     distances,

@@ -1,14 +1,12 @@
-"""A tiny pipeline, a clock, and features that are the pixels themselves."""
+"""A tiny pipeline, and features that are the pixels themselves."""
 
 from functools import partial
-from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from catome_bench import sweep as sweeping
-from catome_bench.comparison import drawing
 from catome_bench.measure.features import Features, open_features
 from zoo.class_pipelines import tiny_shipped
 from zoo.pipeline_parts import quiet
@@ -17,19 +15,6 @@ from zoo.pipeline_parts import quiet
 @pytest.fixture
 def pipe() -> Any:
     return quiet(tiny_shipped("dit"))
-
-
-@pytest.fixture
-def ticks(monkeypatch) -> None:
-    """A clock that every reading moves on by a second, so that every picture of so many steps takes the same time."""
-    seconds = count()
-
-    def stopwatch(run: Any) -> float:
-        start = next(seconds)
-        run()
-        return next(seconds) - start
-
-    monkeypatch.setattr(drawing, "choose_stopwatch", lambda device: stopwatch)
 
 
 @pytest.fixture

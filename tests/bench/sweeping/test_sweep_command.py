@@ -9,13 +9,12 @@ import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler, PNDMScheduler
 from PIL import Image
-from typer.testing import CliRunner
 
 from catome_bench import open as opening
-from catome_bench.cli import app
 from catome_bench.commands import sweep as command
 from catome_bench.names import CLASS_TEMPLATE
 from catome_bench.sweeping.prompts import imagenet_classes
+from commands import invoke, refusal
 from zoo.class_pipelines import tiny_shipped
 from zoo.pipeline_parts import ddim
 from zoo.texted_pipelines import TEXTED
@@ -25,7 +24,7 @@ ONE = ["--height", 16, "--prompts", "one.txt"]
 
 
 def run(*arguments: object) -> Any:
-    return CliRunner().invoke(app, ["sweep", *map(str, arguments)], catch_exceptions=False)
+    return invoke("sweep", *arguments)
 
 
 def drawn(*arguments: object) -> Any:
@@ -36,11 +35,7 @@ def drawn(*arguments: object) -> Any:
 
 def refused(*arguments: object) -> str:
     """The one line on stderr."""
-    result = run(*arguments)
-    assert result.exit_code == 2, result.output
-    line = result.stderr.replace("\r", "\n").splitlines()[-1]
-    assert line.startswith("catome: ")
-    return line
+    return refusal(run(*arguments))
 
 
 @pytest.fixture
