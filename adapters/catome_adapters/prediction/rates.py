@@ -30,7 +30,7 @@ class DeviceRates:
 
 
 DEVICE_RATES = {
-    "cpu": DeviceRates(flops=1.4e11, attention_flops=1.5e11, bandwidth=3e10, launch=8e-6, tiling=3e9, hooks=2e-4),
+    "cpu": DeviceRates(flops=1.4e11, attention_flops=1.5e11, bandwidth=3e10, launch=1.5e-5, tiling=3e9, hooks=2e-4),
     "cuda": DeviceRates(flops=4e14, attention_flops=3e14, bandwidth=3e12, launch=5e-6),
 }
 """Two cores of a server's CPU in float32, and a recent data-center GPU in bfloat16."""
