@@ -1,7 +1,7 @@
 """Caches over steps on a shipped model, each applied by a context manager that removes it again.
 
-    with step_caches("dit")["TaylorSeer 3"](pipe):
-        pipe(["cat"])
+    with step_caches("dit", 50)["TaylorSeer 3"](pipe):
+        pipe(["cat"], num_inference_steps=50)
 
 A step cache computes some steps and guesses the others from them. They run their own code: that of diffusers on the
 DiT, and the package DeepCache, unchanged, on the UNet. Each context begins with an empty cache.
@@ -9,17 +9,23 @@ DiT, and the package DeepCache, unchanged, on the UNet. Each context begins with
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
-from functools import partial
+from contextlib import AbstractContextManager, contextmanager, redirect_stdout
+from functools import cache, partial
+from io import StringIO
 from typing import Any
 
 import torch
+from diffusers.hooks.faster_cache import FasterCacheConfig, apply_faster_cache
 from diffusers.hooks.first_block_cache import FirstBlockCacheConfig, apply_first_block_cache
+from diffusers.hooks.mag_cache import MagCacheConfig, apply_mag_cache
 from diffusers.hooks.taylorseer_cache import TaylorSeerCacheConfig, apply_taylorseer_cache
 from diffusers.models.cache_utils import CacheMixin
-from torch import nn
+from torch import Tensor, nn
 
+from catome_bench.models.pipeline import load_shipped
 from catome_bench.names import Arch
 from catome_bench.races.peers import first_network, import_peer
 
@@ -27,18 +33,22 @@ StepCache = Callable[[Any], AbstractContextManager[Any]]
 
 INTERVALS = (2, 3, 4)
 THRESHOLDS = (0.1, 0.2, 0.4)
+# Of the paper, for Wan and Flux; between two steps of ten residuals change more.
+MAGNITUDES = (0.06, 0.12, 0.24)
 
 # The parts of a block whose results are extrapolated; diffusers' default names fit no block of a DiT.
 PARTS = (r"transformer_blocks\.\d+\.(attn1|ff)",)
 
 
-def step_caches(arch: Arch) -> Mapping[str, StepCache]:
-    """The step caches for this architecture, by name, each with several settings."""
+def step_caches(arch: Arch, steps: int) -> Mapping[str, StepCache]:
+    """The step caches for runs of so many steps of this architecture, by name, each with several settings."""
     if arch == "unet":
         return {f"DeepCache {interval}": partial(deep_cache, interval=interval) for interval in INTERVALS}
     first = {f"FirstBlock {threshold}": partial(first_block, threshold=threshold) for threshold in THRESHOLDS}
     taylor = {f"TaylorSeer {interval}": partial(taylor_seer, interval=interval) for interval in INTERVALS}
-    return first | taylor
+    magnitude = {f"MagCache {limit}": partial(mag_cache, threshold=limit, steps=steps) for limit in MAGNITUDES}
+    faster = {f"FasterCache {interval}": partial(faster_cache, interval=interval) for interval in INTERVALS}
+    return first | taylor | magnitude | faster
 
 
 @contextmanager
@@ -62,6 +72,58 @@ def taylor_seer(model: Any, interval: int) -> Iterator[None]:
         apply_taylorseer_cache(network, config)
         with CacheMixin.cache_context(network, "both"):
             yield
+
+
+@contextmanager
+def mag_cache(model: Any, threshold: float, steps: int) -> Iterator[None]:
+    """MagCache: a step is skipped if the error that the growth of its residual predicts is below `threshold`."""
+    network: Any = first_network(model)
+    config = MagCacheConfig(threshold=threshold, num_inference_steps=steps, mag_ratios=[*magnitude_ratios(steps)])
+    with _restored(network):
+        apply_mag_cache(network, config)
+        with CacheMixin.cache_context(network, "both"):
+            yield
+
+
+@cache
+def magnitude_ratios(steps: int) -> tuple[float, ...]:
+    """By what factor the residual of all blocks of the shipped DiT grows from step to step, in a small picture."""
+    pipeline, printed = load_shipped("dit"), StringIO()
+    pipeline.set_progress_bar_config(disable=True)
+    apply_mag_cache(pipeline.network, MagCacheConfig(calibrate=True, num_inference_steps=steps))
+    # diffusers prints them, and keeps them nowhere.
+    with CacheMixin.cache_context(pipeline.network, "both"), redirect_stdout(printed):
+        pipeline(["cat"], size=64, num_inference_steps=steps, generator=torch.Generator().manual_seed(0))
+    return tuple(json.loads(re.findall(r"\[[\d., e+-]+\]", printed.getvalue())[-1]))
+
+
+@contextmanager
+def faster_cache(model: Any, interval: int) -> Iterator[None]:
+    """FasterCache: one step of `interval` computes the unconditional half of the batch, and the others guess it."""
+    network: Any = first_network(model)
+    present: list[float] = []
+
+    def note_timestep(_: nn.Module, args: tuple[Tensor, Tensor], kwargs: dict[str, Any]) -> Any:
+        sample, timestep = args
+        present[:] = [timestep.item()]
+        # Whatever is positional would be cut in half.
+        return (sample,), kwargs | {"timestep": timestep}
+
+    config = FasterCacheConfig(
+        unconditional_batch_skip_range=interval,
+        tensor_format="BCHW",
+        attention_weight_callback=lambda _: 0.5,
+        current_timestep_callback=lambda: present[0],
+        _unconditional_conditional_input_kwargs_identifiers=["class_labels"],
+    )
+    handle = network.register_forward_pre_hook(note_timestep, with_kwargs=True)
+    try:
+        with _restored(network):
+            apply_faster_cache(network, config)
+            with CacheMixin.cache_context(network, "both"):
+                yield
+    finally:
+        handle.remove()
 
 
 @contextmanager

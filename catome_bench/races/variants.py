@@ -103,11 +103,10 @@ def variants(total: int, arch: Arch = "unet") -> dict[str, Variant]:
     peers = {name: Variant("peer", peer) for name, peer in PEERS.items()}
     shorter = [Variant("fewer steps", share=share) for share in SHARES_OF_STEPS]
     fewer = {f"{one.steps(total)} steps": one for one in shorter if one.steps(total) < total}
-    caches = {name: Variant("step cache", cache) for name, cache in step_caches(arch).items()}
-    on_top = {
-        f"{name} + {ON_TOP}": Variant("on top", partial(_on_top, cache)) for name, cache in step_caches(arch).items()
-    }
-    return {REFERENCE: Variant("unmerged"), **ours, **peers, **fewer, **caches, **on_top}
+    caches = step_caches(arch, total)
+    alone = {name: Variant("step cache", cache) for name, cache in caches.items()}
+    on_top = {f"{name} + {ON_TOP}": Variant("on top", partial(_on_top, cache)) for name, cache in caches.items()}
+    return {REFERENCE: Variant("unmerged"), **ours, **peers, **fewer, **alone, **on_top}
 
 
 @contextmanager
