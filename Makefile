@@ -66,11 +66,13 @@ publish: check
 	@ls -l dist
 	@echo 'Left to do:'
 	@echo '1. CHANGELOG.md: the day instead of "unreleased". README.md: no relative link or picture, which PyPI cannot show.'
+	@echo '   pyproject.toml: Repository and Documentation under [project.urls].'
 	@echo '2. make lint types docs test lowest'
 	@echo '3. A signed tag: git tag -s v$(VERSION) && git push --tags'
 	@echo '4. Signatures: gpg --armor --detach-sign of each file in dist, for the release page.'
 	@echo '5. The weights, if their version is new: $(BIN)/twine upload dist/catome_weights-*'
 	@echo '6. The code: $(BIN)/twine upload dist/catome-*'
+	@echo '7. The site: SITE_URL=... REPOSITORY_URL=... EDIT_URI=edit/main/docs/ make docs'
 
 clean:
 	rm -rf $(VENV) $(VENV)-lowest dist site catome-demo
