@@ -123,7 +123,7 @@ def render_never_slower(results: Mapping[str, Any]) -> Table:
     """The rows of `run_never_slower`."""
     title = f"{results['case']}, {results['size']} x {results['size']} pixels"
     table = Table("steps", "recipe", title=title, title_justify="left")
-    for column in ("s/image", "speed-up", "merged", "left unmerged"):
+    for column in ("rounds", "s/image", "speed-up", "fastest", "merged", "left unmerged"):
         table.add_column(column, justify="right")
     for row in results["rows"]:
         table.add_row(str(row["steps"]), row["subject"], *_never_slower_cells(row))
@@ -132,9 +132,10 @@ def render_never_slower(results: Mapping[str, Any]) -> Table:
 
 def _never_slower_cells(row: Mapping[str, Any]) -> list[str]:
     if "note" in row:
-        return ["", row["note"].partition(": ")[0], "", ""]
+        return ["", "", row["note"].partition(": ")[0]]
     shares = (f"{row[name]:.0%}" for name in ("merged", "unmerged_steps"))
-    return [f"{row['seconds']:.2f}", with_interval(row["speedup"]), *shares]
+    speedups = (with_interval(row["speedup"]), f"{row['fastest']:.2f}x")
+    return [str(row["rounds"]), f"{row['seconds']:.2f}", *speedups, *shares]
 
 
 def render_vits(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -2,6 +2,7 @@
 
 import io
 import json
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -31,6 +32,12 @@ def test_every_recipe_has_a_row_for_every_length_of_run(results):
     speedup = able["balanced"]["speedup"]
     low, high = speedup["interval"]
     assert 0 < low <= speedup["median"] <= high
+
+
+def test_fastest_is_the_speedup_of_the_fastest_rounds():
+    summary = SimpleNamespace(merged_fraction=0.5, rows=[SimpleNamespace(left_unmerged=False)])
+    row = never_slower._figures([(2.0, 1.0), (9.0, 3.0), (8.0, 2.0)], summary)
+    assert (row["rounds"], row["speedup"]["median"], row["fastest"]) == (3, 3.0, 2.0)
 
 
 def test_its_table_has_a_line_for_each(results):
