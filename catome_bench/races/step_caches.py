@@ -101,11 +101,11 @@ def magnitude_ratios(steps: int) -> tuple[float, ...]:
 def faster_cache(model: Any, interval: int) -> Iterator[None]:
     """FasterCache: one step of `interval` computes the unconditional half of the batch, and the others guess it."""
     network: Any = first_network(model)
-    present: list[float] = []
+    present: list[int] = []
 
     def note_timestep(_: nn.Module, args: tuple[Tensor, Tensor], kwargs: dict[str, Any]) -> Any:
         sample, timestep = args
-        present[:] = [timestep.item()]
+        present[:] = [int(timestep)]
         # Whatever is positional would be cut in half.
         return (sample,), kwargs | {"timestep": timestep}
 
