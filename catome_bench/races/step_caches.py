@@ -33,7 +33,7 @@ StepCache = Callable[[Any], AbstractContextManager[Any]]
 
 INTERVALS = (2, 3, 4)
 THRESHOLDS = (0.1, 0.2, 0.4)
-# Of the paper, for Wan and Flux; between two steps of ten residuals change more.
+# The first is the default of diffusers; between two steps of ten, residuals change more than it expects.
 MAGNITUDES = (0.06, 0.12, 0.24)
 
 # The parts of a block whose results are extrapolated; diffusers' default names fit no block of a DiT.
@@ -51,38 +51,23 @@ def step_caches(arch: Arch, steps: int) -> Mapping[str, StepCache]:
     return first | taylor | magnitude | faster
 
 
-@contextmanager
-def first_block(model: Any, threshold: float) -> Iterator[None]:
+def first_block(model: Any, threshold: float) -> AbstractContextManager[None]:
     """FirstBlockCache: the other blocks are skipped where the first one has changed by less than `threshold`."""
-    network: Any = first_network(model)
-    with _restored(network):
-        apply_first_block_cache(network, FirstBlockCacheConfig(threshold=threshold))
-        with CacheMixin.cache_context(network, "both"):
-            yield
+    return _applied(model, apply_first_block_cache, FirstBlockCacheConfig(threshold=threshold))
 
 
-@contextmanager
-def taylor_seer(model: Any, interval: int) -> Iterator[None]:
+def taylor_seer(model: Any, interval: int) -> AbstractContextManager[None]:
     """TaylorSeer, first order: one step of `interval` is computed, the others are extrapolated part by part."""
-    network: Any = first_network(model)
     config = TaylorSeerCacheConfig(
         cache_interval=interval, cache_identifiers=list(PARTS), taylor_factors_dtype=torch.float32
     )
-    with _restored(network):
-        apply_taylorseer_cache(network, config)
-        with CacheMixin.cache_context(network, "both"):
-            yield
+    return _applied(model, apply_taylorseer_cache, config)
 
 
-@contextmanager
-def mag_cache(model: Any, threshold: float, steps: int) -> Iterator[None]:
+def mag_cache(model: Any, threshold: float, steps: int) -> AbstractContextManager[None]:
     """MagCache: a step is skipped if the error that the growth of its residual predicts is below `threshold`."""
-    network: Any = first_network(model)
     config = MagCacheConfig(threshold=threshold, num_inference_steps=steps, mag_ratios=[*magnitude_ratios(steps)])
-    with _restored(network):
-        apply_mag_cache(network, config)
-        with CacheMixin.cache_context(network, "both"):
-            yield
+    return _applied(model, apply_mag_cache, config)
 
 
 @cache
@@ -90,9 +75,9 @@ def magnitude_ratios(steps: int) -> tuple[float, ...]:
     """By what factor the residual of all blocks of the shipped DiT grows from step to step, in a small picture."""
     pipeline, printed = load_shipped("dit"), StringIO()
     pipeline.set_progress_bar_config(disable=True)
-    apply_mag_cache(pipeline.network, MagCacheConfig(calibrate=True, num_inference_steps=steps))
+    config = MagCacheConfig(calibrate=True, num_inference_steps=steps)
     # diffusers prints them, and keeps them nowhere.
-    with CacheMixin.cache_context(pipeline.network, "both"), redirect_stdout(printed):
+    with _applied(pipeline, apply_mag_cache, config), redirect_stdout(printed):
         pipeline(["cat"], size=64, num_inference_steps=steps, generator=torch.Generator().manual_seed(0))
     return tuple(json.loads(re.findall(r"\[[\d., e+-]+\]", printed.getvalue())[-1]))
 
@@ -100,7 +85,6 @@ def magnitude_ratios(steps: int) -> tuple[float, ...]:
 @contextmanager
 def faster_cache(model: Any, interval: int) -> Iterator[None]:
     """FasterCache: one step of `interval` computes the unconditional half of the batch, and the others guess it."""
-    network: Any = first_network(model)
     present: list[int] = []
 
     def note_timestep(_: nn.Module, args: tuple[Tensor, Tensor], kwargs: dict[str, Any]) -> Any:
@@ -116,12 +100,10 @@ def faster_cache(model: Any, interval: int) -> Iterator[None]:
         current_timestep_callback=lambda: present[0],
         _unconditional_conditional_input_kwargs_identifiers=["class_labels"],
     )
-    handle = network.register_forward_pre_hook(note_timestep, with_kwargs=True)
+    handle = first_network(model).register_forward_pre_hook(note_timestep, with_kwargs=True)
     try:
-        with _restored(network):
-            apply_faster_cache(network, config)
-            with CacheMixin.cache_context(network, "both"):
-                yield
+        with _applied(model, apply_faster_cache, config):
+            yield
     finally:
         handle.remove()
 
@@ -134,6 +116,16 @@ def deep_cache(model: Any, interval: int) -> Iterator[None]:
     with _restored(first_network(model)):
         helper.enable()
         yield
+
+
+@contextmanager
+def _applied(model: Any, apply: Callable[[nn.Module, Any], None], config: object) -> Iterator[None]:
+    """A cache of diffusers, empty."""
+    network: Any = first_network(model)
+    with _restored(network):
+        apply(network, config)
+        with CacheMixin.cache_context(network, "both"):
+            yield
 
 
 @contextmanager
