@@ -61,8 +61,9 @@ def test_more_is_skipped_the_longer_the_interval_or_the_larger_the_threshold(art
     handle.remove()
     for kind, names in groupby(counts, key=lambda name: name.split()[0]):
         of_kind = [counts[name] for name in names]
-        assert 2 * STEPS >= of_kind[0] >= of_kind[-1] > 0 and of_kind == sorted(of_kind, reverse=True), (kind, of_kind)
-        assert of_kind[-1] < 2 * STEPS, (kind, of_kind)
+        assert 2 * STEPS > of_kind[-1] > 0 and of_kind == sorted(of_kind, reverse=True), (kind, of_kind)
+        # A small threshold may skip nothing; an interval always does.
+        assert kind in ("FirstBlock", "MagCache") or 2 * STEPS > of_kind[0] > of_kind[-1], (kind, of_kind)
 
 
 def test_mag_cache_knows_how_the_residual_of_every_step_grows():
