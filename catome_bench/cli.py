@@ -187,7 +187,7 @@ def train(
     device: given.Device = None,
     seed: Annotated[int, typer.Option(min=0, max=2**31, help="Seed of weights, crops and noise.")] = 0,
 ) -> None:
-    """Train a class-conditional pixel network; one to two hours on 2 CPU cores, minutes on a GPU."""
+    """Train a class-conditional pixel network; hours on 2 CPU cores, four minutes on a GPU."""
     from catome_bench.commands.train import run_training
 
     run_training(arch, output=output, checkpoint=checkpoint, device=device, seed=seed)

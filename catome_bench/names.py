@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-Arch = Literal["unet", "dit"]
+Arch = Literal["unet", "dit", "dit-patch1"]
 """The shipped networks."""
 
 ARCHS: tuple[Arch, ...] = get_args(Arch)
@@ -22,6 +22,7 @@ CASE_NAMES = (
     "flux-1024-single",
     "wan-480p",
     "sdxl-1024",
+    "flux-1024",
     *ARCHS,
 )
 SWEEP_TABLES = ("thresholds", "configurations", "caching", "comparison")

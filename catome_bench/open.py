@@ -41,7 +41,7 @@ def open_pipeline(model: str, device: str = "cpu", dtype: torch.dtype = torch.fl
     """A pipeline with its weights, of which only safetensors are read.
 
     Args:
-        model: "unet" or "dit", the shipped models; a folder that `save_pretrained` wrote; or an id on the hub.
+        model: "unet", "dit" or "dit-patch1", which are shipped; a folder that `save_pretrained` wrote; or an id on the hub.
         device: Torch device.
         dtype: Dtype of the weights.
 

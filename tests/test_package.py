@@ -56,7 +56,7 @@ def test_extra_of_the_weights_is_the_other_distribution():
     assert PROJECT["project"]["optional-dependencies"]["weights"] == [WEIGHTS["project"]["name"]]
     (folder, package), *others = WEIGHTS["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"].items()
     assert not others
-    assert {path.name for path in (ROOT / "weights" / folder).iterdir()} == {"unet", "dit"}
+    assert {path.name for path in (ROOT / "weights" / folder).iterdir()} == {"unet", "dit", "dit-patch1"}
     assert (ROOT / "weights" / package / "__init__.py").is_file()
 
 

@@ -110,12 +110,12 @@ def _race_block(setting: Setting, name: str, mode: str) -> list[Row]:
     return race(setting.contenders(name, mode), mode, repeats=setting.repeats, device=setting.device)
 
 
-def _first_block(setting: Setting, cases: Sequence[str]) -> str:
-    return next(name for name in (*cases, *setting.suite.cases) if name in blocks.CASES)
+def _blocks(setting: Setting, cases: Sequence[str]) -> Iterator[str]:
+    return (name for name in (*cases, *setting.suite.cases) if name in blocks.CASES)
 
 
 def _check_jobs(setting: Setting, cases: Sequence[str]) -> Iterator[Job]:
-    name = _first_block(setting, cases)
+    name = next(_blocks(setting, cases))
     for mode in setting.suite.modes:
         yield Job(level="check", case=name, mode=mode, run=partial(_check_block, setting, name, mode))
 
@@ -141,7 +141,8 @@ def _operation_jobs(setting: Setting, cases: Sequence[str]) -> Iterator[Job]:
 
 
 def _ladder_jobs(setting: Setting, cases: Sequence[str]) -> Iterator[Job]:
-    name = _first_block(setting, cases)
+    # What a block could reach is known for those that take an image.
+    name = next(name for name in _blocks(setting, cases) if blocks.CASES[name].rows is None)
     for mode in setting.suite.modes[:2]:
         yield Job(level="ladder", case=name, mode=mode, run=partial(_race_rungs, setting, name, mode))
 
@@ -184,6 +185,6 @@ def _never_slower_jobs(setting: Setting, cases: Sequence[str]) -> Iterator[Job]:
     options = {"repeats": min(setting.repeats, 3), "device": setting.device}
     # The smallest first: there it is hardest to gain.
     for size, arch in product(never_slower.STEPS_BY_SIZE, PIPELINES):
-        if arch in (cases or PIPELINES):
+        if arch in (cases or never_slower.ARCHS):
             run = partial(never_slower.run_never_slower, arch=arch, size=size, **options)
             yield Job(level="never-slower", case=arch, mode="", run=run)

@@ -20,7 +20,7 @@ from catome_bench.files import check_file, check_folder, whole_file
 from catome_bench.measure.rows import describe
 from catome_bench.models.photographs import CLASS_NAMES, PHOTOGRAPHS, load_photograph, random_view, to_latents
 from catome_bench.models.pipeline import PIPELINES
-from catome_bench.models.untrained import build_scheduler
+from catome_bench.models.untrained import UNTRAINED, build_scheduler
 from catome_bench.models.weights import SHIPPED
 from catome_bench.names import Arch
 
@@ -45,6 +45,7 @@ class Stage(NamedTuple):
 STAGES: dict[Arch, tuple[Stage, ...]] = {
     "unet": (Stage(1600, 64, 32, 32, 1e-3), Stage(1200, 64, 64, 16, 1e-3), Stage(900, 128, 128, 4, 3e-4)),
     "dit": (Stage(1400, 64, 64, 16, 1e-3), Stage(450, 128, 128, 4, 3e-4), Stage(700, 128, 128, 4, 3e-4)),
+    "dit-patch1": (Stage(1500, 64, 64, 16, 1e-3), Stage(1200, 128, 128, 8, 5e-4), Stage(1600, 128, 128, 8, 5e-4)),
 }
 
 
@@ -56,7 +57,7 @@ class Trainer:
         self.device, self.seed, self.iteration = device, seed, 0
         self.arch: Arch = arch
         # Eval mode: `batch` drops labels, from its own seed; a DiT in training mode would drop others, in every block.
-        self.model = PIPELINES[arch].build_network().eval()
+        self.model = UNTRAINED[arch]().eval()
         nn.Module.to(self.model, device)
         nn.Module.to(self.model, memory_format=torch.channels_last)
         start_as_identity(self.model)

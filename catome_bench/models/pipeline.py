@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from catome_bench.models.photographs import CLASS_NAMES, to_pixels
-from catome_bench.models.untrained import TOKENS_PER_CLASS, build_dit, build_unet
+from catome_bench.models.untrained import TOKENS_PER_CLASS
 from catome_bench.models.weights import find_weights
 from catome_bench.names import Arch
 
@@ -43,11 +43,9 @@ class ClassPipeline(DiffusionPipeline):
 
     Attributes:
         component: Name of the network among the pipeline's components.
-        token_pixels: Side in pixels of the square that one token of the top level covers.
     """
 
     component: ClassVar[str]
-    token_pixels: ClassVar[int]
 
     scheduler: Any
 
@@ -55,11 +53,6 @@ class ClassPipeline(DiffusionPipeline):
         super().__init__()
         self.register_modules(**{self.component: network}, scheduler=scheduler)
         self.register_to_config(class_names=list(class_names or CLASS_NAMES))
-
-    @staticmethod
-    def build_network() -> ModelMixin:
-        """Build the untrained network."""
-        raise NotImplementedError
 
     @staticmethod
     def conditions(labels: Tensor, classes: int, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -70,6 +63,11 @@ class ClassPipeline(DiffusionPipeline):
     def network(self) -> Any:
         """The network that predicts the noise."""
         return getattr(self, self.component)
+
+    @property
+    def token_pixels(self) -> int:
+        """Side in pixels of the square that one token of the top level covers; a latent pixel covers 2 x 2."""
+        return 2 * self.network.config.get("patch_size", 1)
 
     @torch.no_grad()
     def __call__(
@@ -144,8 +142,6 @@ class ClassConditionalPipeline(ClassPipeline):
     """Draws with a UNet, conditioned on the class by cross-attention."""
 
     component = "unet"
-    token_pixels = 2
-    build_network = staticmethod(build_unet)
 
     def __init__(self, unet: UNet2DConditionModel, scheduler: Any, class_names: list[str] | None = None) -> None:
         super().__init__(unet, scheduler, class_names)
@@ -160,8 +156,6 @@ class ClassConditionalDiTPipeline(ClassPipeline):
     """Draws with a DiT, conditioned on the class by adaptive layer norm."""
 
     component = "transformer"
-    token_pixels = 4
-    build_network = staticmethod(build_dit)
 
     def __init__(
         self, transformer: DiTTransformer2DModel, scheduler: Any, class_names: list[str] | None = None
@@ -174,7 +168,11 @@ class ClassConditionalDiTPipeline(ClassPipeline):
         return {"class_labels": labels}
 
 
-PIPELINES: dict[Arch, type[ClassPipeline]] = {"unet": ClassConditionalPipeline, "dit": ClassConditionalDiTPipeline}
+PIPELINES: dict[Arch, type[ClassPipeline]] = {
+    "unet": ClassConditionalPipeline,
+    "dit": ClassConditionalDiTPipeline,
+    "dit-patch1": ClassConditionalDiTPipeline,
+}
 
 
 def load_shipped(arch: Arch = "unet") -> ClassPipeline:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
+from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
 from catome_bench.models.photographs import CLASS_NAMES
+from catome_bench.names import Arch
 
 TOKENS_PER_CLASS = 4
 
@@ -29,18 +34,31 @@ def build_unet(classes: int = len(CLASS_NAMES)) -> UNet2DConditionModel:
     )
 
 
-def build_dit(classes: int = len(CLASS_NAMES)) -> DiTTransformer2DModel:
-    """Build the untrained transformer: 9.4 M parameters, one token per 4 x 4 pixels; label `classes` means no class."""
+def build_dit(classes: int = len(CLASS_NAMES), *, patch_size: int = 2) -> DiTTransformer2DModel:
+    """Build the untrained transformer: 9.4 M parameters; label `classes` means no class.
+
+    Args:
+        classes: How many classes there are.
+        patch_size: Latent pixels along each side of a token; each is 2 x 2 pixels of the picture.
+    """
     return DiTTransformer2DModel(
         sample_size=64,
         in_channels=12,
         out_channels=12,
-        patch_size=2,
+        patch_size=patch_size,
         num_layers=7,
         num_attention_heads=4,
         attention_head_dim=64,
         num_embeds_ada_norm=classes,
     )
+
+
+UNTRAINED: dict[Arch, Callable[[], ModelMixin]] = {
+    "unet": build_unet,
+    "dit": build_dit,
+    "dit-patch1": partial(build_dit, patch_size=1),
+}
+"""The function that builds each of the shipped networks."""
 
 
 def build_scheduler() -> DDIMScheduler:

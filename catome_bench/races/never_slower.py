@@ -13,6 +13,8 @@ from catome_bench.models.pipeline import Arch, ClassPipeline, load_shipped
 
 STEPS_BY_SIZE = {32: (6, 50), 64: (6, 50), 128: (6, 50), 256: (6,)}
 """Pixels along each side, and the lengths of the runs, in steps; at 256 pixels 50 steps would take an hour."""
+ARCHS: tuple[Arch, ...] = ("unet", "dit")
+"""By default: "dit-patch1" has as many tokens at 64 pixels as "dit" at 128, and takes hours at 256."""
 UNMERGED = "unmerged"
 MIN_SECONDS = 8.0
 """Short runs are repeated until the unmerged ones beside a recipe take this long."""

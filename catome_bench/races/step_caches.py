@@ -46,7 +46,9 @@ def step_caches(arch: Arch, steps: int) -> Mapping[str, StepCache]:
         return {f"DeepCache {interval}": partial(deep_cache, interval=interval) for interval in INTERVALS}
     first = {f"FirstBlock {threshold}": partial(first_block, threshold=threshold) for threshold in THRESHOLDS}
     taylor = {f"TaylorSeer {interval}": partial(taylor_seer, interval=interval) for interval in INTERVALS}
-    magnitude = {f"MagCache {limit}": partial(mag_cache, threshold=limit, steps=steps) for limit in MAGNITUDES}
+    magnitude = {
+        f"MagCache {limit}": partial(mag_cache, arch=arch, threshold=limit, steps=steps) for limit in MAGNITUDES
+    }
     faster = {f"FasterCache {interval}": partial(faster_cache, interval=interval) for interval in INTERVALS}
     return first | taylor | magnitude | faster
 
@@ -64,16 +66,16 @@ def taylor_seer(model: Any, interval: int) -> AbstractContextManager[None]:
     return _applied(model, apply_taylorseer_cache, config)
 
 
-def mag_cache(model: Any, threshold: float, steps: int) -> AbstractContextManager[None]:
+def mag_cache(model: Any, arch: Arch, threshold: float, steps: int) -> AbstractContextManager[None]:
     """MagCache: a step is skipped if the error that the growth of its residual predicts is below `threshold`."""
-    config = MagCacheConfig(threshold=threshold, num_inference_steps=steps, mag_ratios=[*magnitude_ratios(steps)])
+    config = MagCacheConfig(threshold=threshold, num_inference_steps=steps, mag_ratios=[*magnitude_ratios(arch, steps)])
     return _applied(model, apply_mag_cache, config)
 
 
 @cache
-def magnitude_ratios(steps: int) -> tuple[float, ...]:
-    """By what factor the residual of all blocks of the shipped DiT grows from step to step, in a small picture."""
-    pipeline, printed = load_shipped("dit"), StringIO()
+def magnitude_ratios(arch: Arch, steps: int) -> tuple[float, ...]:
+    """By what factor the residual of all blocks of a shipped DiT grows from step to step, in a small picture."""
+    pipeline, printed = load_shipped(arch), StringIO()
     pipeline.set_progress_bar_config(disable=True)
     config = MagCacheConfig(calibrate=True, num_inference_steps=steps)
     # diffusers prints them, and keeps them nowhere.

@@ -61,7 +61,7 @@ def lattice(stride: int | tuple[int, int], **options: Any) -> MergeRecipe:
 
 
 def lattices(arch: Arch) -> dict[str, MergeRecipe]:
-    """Lattices by the share of the keys that they leave; on the DiT, also with so many cells near around every tile."""
+    """Lattices by the share of the keys that they leave; on a DiT, also with so many cells near around every tile."""
     near = {f"1/{side**2} lattice, near {near}": lattice(side, near=near) for side in (2, 4) for near in (0, 1, 2)}
     return {
         "1/2 lattice": lattice((1, 2)),
@@ -69,13 +69,13 @@ def lattices(arch: Arch) -> dict[str, MergeRecipe]:
         "1/4 lattice, still": lattice(2, moving=False),
         "1/8 lattice": lattice((2, 4)),
         "1/16 lattice": lattice(4),
-        **(near if arch == "dit" else {}),
+        **({} if arch == "unet" else near),
     }
 
 
 def recipes(arch: Arch) -> dict[str, MergeRecipe]:
-    """Our recipes by name; only the DiT has consecutive blocks, for which segments make a difference."""
-    joined = {"50 % block, joined": fixed_share(0.5, scope="block", segment=7)} if arch == "dit" else {}
+    """Our recipes by name; only a DiT has consecutive blocks, for which segments make a difference."""
+    joined = {} if arch == "unet" else {"50 % block, joined": fixed_share(0.5, scope="block", segment=7)}
     adaptive = RECIPES["adaptive"]
     return {
         **{name: RECIPES[name] for name in ("close", "balanced", "fast", "adaptive", "keys", "paper", "todo")},

@@ -11,7 +11,7 @@ from catome_bench.commands import jobs
 from catome_bench.commands.suites import HEADLINES, SUITES
 from catome_bench.races import blocks, networks
 from catome_core import TokenGrid
-from zoo.tiny_blocks import TINY, TINY_UNET, UNET, contenders_of
+from zoo.tiny_blocks import TINY, TINY_NETWORK, UNET, contenders_of
 
 pytestmark = pytest.mark.usefixtures("fresh_compiler", "without_gradients")
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("fresh_compiler", "without_gradients")
 def small_suite(monkeypatch):
     """Everything that the command measures, small and eager."""
     monkeypatch.setattr(blocks, "CASES", {"sd15-512": UNET, "wan-480p": TINY["wan"]})
-    monkeypatch.setattr(networks, "NETWORKS", {"sd15-512": networks.Network(TINY_UNET, 8, (1,))})
+    monkeypatch.setattr(networks, "NETWORKS", {"sd15-512": TINY_NETWORK})
     monkeypatch.setattr(jobs, "GRID", TokenGrid((8, 8)))
     monkeypatch.setattr(jobs, "SHAPES", {"flat": (8, 8)})
     monkeypatch.setattr(jobs, "HEAD_SIZES", (8,))
@@ -125,3 +125,8 @@ def test_the_gpu_suite_compiles_only_its_headlines():
     order = [job.mode for job in jobs.plan_jobs(setting, SUITES["gpu"].levels, ())]
     assert order == sorted(order, key=jobs.ORDER.index)
     assert {"eager", "compiled", "cuda graphs", "regional"} == set(order)
+
+
+def test_the_ladder_of_the_gpu_suite_is_that_of_a_block_that_takes_an_image():
+    setting = jobs.Setting(suite=SUITES["gpu"], device="cpu", repeats=1)
+    assert {job.case for job in jobs.plan_jobs(setting, ["ladder"], ["flux-1024-single"])} == {"sdxl-1024-deep"}

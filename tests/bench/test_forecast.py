@@ -271,7 +271,7 @@ def test_a_model_that_cannot_be_found_is_refused_with_what_was_tried(tmp_path):
     message = "timm has no model 'vit_tinny_patch16_224'; expected one of timm.list_models(), such as ['vit_tiny"
     assert message in refused("timm:vit_tinny_patch16_224")
     assert (
-        "is no folder, none of ('unet', 'dit'), no model of timm, and neither on the hub nor in its cache"
+        "is no folder, none of ('unet', 'dit', 'dit-patch1'), no model of timm, and neither on the hub nor in its cache"
         in refused("/no/such/folder")
     )
 

@@ -67,7 +67,7 @@ def test_more_is_skipped_the_longer_the_interval_or_the_larger_the_threshold(art
 
 
 def test_mag_cache_knows_how_the_residual_of_every_step_grows():
-    ratios = magnitude_ratios(STEPS)
+    ratios = magnitude_ratios("dit", STEPS)
     assert len(ratios) == STEPS and ratios[0] == 1 and all(0.2 < ratio < 5 for ratio in ratios)
     assert len(set(ratios)) == STEPS
 
