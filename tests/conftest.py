@@ -24,7 +24,7 @@ torch.set_num_threads(1)
 def merging_is_free(monkeypatch) -> None:
     """Tiny networks stand for large ones: on this machine merging gains at any size, however little merges."""
     monkeypatch.setitem(rates.DEVICE_RATES, "cpu", rates.DeviceRates(1.0, 1.0, float("inf"), 0.0))
-    monkeypatch.setattr(seconds, "_match_seconds", lambda *given: 0.0)
+    monkeypatch.setattr(seconds, "_match_work", lambda *given: rates.Work(0.0, 0.0))
     monkeypatch.setattr(Worth, "at_capacity", lambda *given: True)
 
 

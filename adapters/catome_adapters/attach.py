@@ -12,7 +12,7 @@ from catome_adapters.architectures.find import denoisers, find_candidates
 from catome_adapters.compatibility import reason_of_ranks
 from catome_adapters.prediction.choose import choose_calibrated, choose_gaining
 from catome_adapters.prediction.levels import with_near_field
-from catome_adapters.prediction.network import blocks_share, network_seconds
+from catome_adapters.prediction.network import network_seconds, part_of_network
 from catome_adapters.recipes.calibrated import CalibratedRecipe, Recipe
 from catome_adapters.recipes.named import RECIPES
 from catome_adapters.recipes.recipe import MergeRecipe
@@ -83,8 +83,8 @@ def attach(
         chosen = choose_gaining(recipe, network, found, sites)
     # Dynamo does not guard on hooks: what was compiled without them would go on without them, unnoticed.
     torch.compiler.reset()
-    share = blocks_share(chain.from_iterable(chosen.sites.values()), network, layout)
-    return MergeSession(model_or_pipeline, recipe, chosen.sites, [*skipped, *chosen.left_out], share)
+    part = part_of_network(networks, found, chain.from_iterable(chosen.sites.values()), layout)
+    return MergeSession(model_or_pipeline, recipe, chosen.sites, [*skipped, *chosen.left_out], part)
 
 
 def _for_this_rank(candidate: MergeSite | SkippedSite) -> MergeSite | SkippedSite:

@@ -16,6 +16,7 @@ from catome_adapters.hooks.rules import MergeRules
 from catome_adapters.hooks.scopes import SCOPES
 from catome_adapters.hooks.segment import Segment
 from catome_adapters.hooks.settled import SettledRun
+from catome_adapters.prediction.network import ALL, NetworkPart
 from catome_adapters.prediction.worth import Trial, Worth
 from catome_adapters.recipes.recipe import MergeRecipe
 from catome_adapters.records import RunLog, SitePlan, StepRecord
@@ -41,14 +42,14 @@ class MergeRun:
         recipe: MergeRecipe,
         sites: Sequence[MergeSite],
         before_call: Callable[[MergeRun, Host], None],
-        blocks_share: float = 1.0,
+        part: NetworkPart = ALL,
     ) -> None:
         self.recipe, self.sites = recipe, sites
         self.log = RunLog()
         self._warned = Warned()
         self._checkpoints: Sequence[int] = ()
         self.denoises = any(site.denoises for site in sites)
-        self.worth = Worth(recipe, blocks_share, self.denoises)
+        self.worth = Worth(recipe, part, self.denoises)
         self.thins_keys = isinstance(recipe.policy, Lattice)
         reuses = len(recipe.schedule.steps) < recipe.schedule.of and not self.thins_keys
         self.needs_steps = self.denoises and (reuses or waits_for_steps(recipe) is not None)
@@ -187,4 +188,4 @@ class MergeRun:
         matches = sum(one > step for one in self._checkpoints) / (total - step - 1)
         for segment, (pairs, *_) in fresh.items():
             if pairs.plan.key is not None:
-                self._trials[segment].decide(pairs.plan.key, pairs.cache.capacity, matches)
+                self._trials[segment].decide(pairs.plan.key, pairs.cache.capacity, matches, segment.is_compiled)

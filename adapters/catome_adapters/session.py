@@ -13,6 +13,7 @@ from torch import nn
 
 from catome_adapters.hooks.graphs import GraphsOfTheLadder
 from catome_adapters.hooks.host import Host
+from catome_adapters.prediction.network import ALL, NetworkPart
 from catome_adapters.recipes.calibrated import Recipe
 from catome_adapters.recipes.recipe import MergeRecipe
 from catome_adapters.reports.summary import SessionSummary
@@ -48,7 +49,7 @@ class MergeSession:
         recipe: Recipe,
         sites: Mapping[MergeRecipe, Sequence[MergeSite]],
         skipped: Sequence[SkippedSite],
-        blocks_share: float = 1.0,
+        part: NetworkPart = ALL,
     ) -> None:
         self.recipe, self.sites, self.skipped = recipe, tuple(chain.from_iterable(sites.values())), tuple(skipped)
         with ExitStack() as undo:
@@ -57,7 +58,7 @@ class MergeSession:
                 undo.callback(graphs.remove)
             runs: list[MergeRun] = []
             for one, where in sites.items():
-                runs.append(MergeRun(one, where, self._before_call, blocks_share))
+                runs.append(MergeRun(one, where, self._before_call, part))
                 undo.callback(runs[-1].attachment.remove)
             self._runs = MergeRuns(runs)
             self._tracker = StepTracker(self._runs)

@@ -49,16 +49,24 @@ def print_plan(
         if scale:
             built = built._replace(scale=(scale, built.scale[1]))
         name = recipe or ("default" if built.denoises else "vit")
-        result = forecast(built, (frames, height, width), find_recipe(name), device)
+        pixels, chosen = (frames, height, width), find_recipe(name)
+        result = forecast(built, pixels, chosen, device, compiled=True)
+        eager = None if device == "cpu" else forecast(built, pixels, chosen, device)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
     console = Console(width=max(Console().width, MIN_COLUMNS))
-    console.print(verdict(result, name), highlight=False, soft_wrap=True)
+    console.print(verdict(result, name, eager), highlight=False, soft_wrap=True)
     console.print(render_forecast(result), *closing_lines(result), sep="\n")
 
 
-def verdict(result: Forecast, name: str) -> str:
-    """What to expect of the recipe of this name, where to attach, and what that costs beside time."""
+def verdict(result: Forecast, name: str, eager: Forecast | None = None) -> str:
+    """What to expect of the recipe of this name, where to attach, and what that costs beside time.
+
+    Args:
+        result: The forecast.
+        name: Of the recipe.
+        eager: The same without compilation; None where it makes no difference.
+    """
     attach = f"attach at {_levels(result)}"
     if not all(SCOPES[one.scope].predictable for one in result.distinct_recipes):
         return f"{name!r} merges on from block to block, which figures of one block do not show; {attach}"
@@ -66,11 +74,12 @@ def verdict(result: Forecast, name: str) -> str:
         enough = f"{MIN_GAIN:.0%} of the network's time"
         where = f"on {result.device_type} with {name!r}"
         return f"no gain expected {where}: at this size no block saves {enough}, and larger sizes gain more"
+    once_compiled = "" if eager is None else f", once compiled ({eager.speedup:.2f}x without)"
     places = ", ".join(dict.fromkeys(_part(site.name) for site in result.merging))
     costs = f"it holds {_bytes(_held(result))} between steps, and compiles to "
     return (
-        f"expected {result.speedup:.2f}x on {result.device_type} with {name!r}, {_what_is_left(result)}; "
-        f"{attach}: {places}\n{costs}{_graphs(result)}"
+        f"expected {result.speedup:.2f}x on {result.device_type}{once_compiled} with {name!r}, "
+        f"{_what_is_left(result)}; {attach}: {places}\n{costs}{_graphs(result)}"
     )
 
 

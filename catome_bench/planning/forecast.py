@@ -16,7 +16,7 @@ from catome_adapters.architectures.unet import is_unet
 from catome_adapters.compatibility import check_attachable
 from catome_adapters.prediction.choose import choose_calibrated
 from catome_adapters.prediction.levels import choose_levels, predict_levels, with_near_field
-from catome_adapters.prediction.network import blocks_share, network_seconds
+from catome_adapters.prediction.network import network_seconds, part_of_network
 from catome_adapters.prediction.rates import rates_for
 from catome_adapters.prediction.seconds import TYPICAL_BATCH, assumed_share, typical_grid
 from catome_adapters.prediction.worth import MIN_GAIN, Worth
@@ -101,8 +101,15 @@ def count_tokens(site: MergeSite) -> int:
     return prod(site.shape) if site.shape else 0
 
 
-def forecast(model: Blueprint, pixels: Pixels, recipe: Recipe, device_type: str) -> Forecast:
-    """Forecast what a recipe gains on a device, for pictures or videos of (frames, height, width), None: its own.
+def forecast(model: Blueprint, pixels: Pixels, recipe: Recipe, device_type: str, *, compiled: bool = False) -> Forecast:
+    """Forecast what a recipe gains on a device, in eager or compiled code.
+
+    Args:
+        model: The networks.
+        pixels: Size of pictures or videos (frames, height, width), None: the model's own.
+        recipe: The recipe.
+        device_type: "cpu" or "cuda".
+        compiled: Whether the networks are compiled.
 
     Raises:
         ValueError: If there is nothing to merge, the recipe does not fit, or the size is unknown or does not fit.
@@ -111,17 +118,18 @@ def forecast(model: Blueprint, pixels: Pixels, recipe: Recipe, device_type: str)
     # "auto" chooses for the size that the configuration names, as `attach` does.
     own = _named({name: find_sites(network) for name, network in model.networks.items()})
     recipes, layout = _choose(model, own, recipe, device_type)
-    network = network_seconds(model.networks.values(), own, layout, device_type)
-    share = blocks_share([site for site in own if site.name in recipes], network, layout, device_type)
-    worths = {one: Worth(one, share, model.denoises) for one in (layout, *recipes.values())}
+    rates = rates_for(device_type, compiled=compiled)
+    attached = [site for site in own if site.name in recipes]
+    part = part_of_network(model.networks.values(), own, attached, layout, rates)
+    worths = {one: Worth(one, part, model.denoises) for one in (layout, *recipes.values())}
     parts = [_count(model.networks[name], one, pixels, model.scale) for name, one in by_network.items()]
     total = Flops(sum(part.linear for part in parts), sum(part.attention for part in parts))
-    rates = rates_for(device_type)
-    seconds = TYPICAL_BATCH * (total.linear / rates.flops + total.attention / rates.attention_flops)
     counted = all(map(is_unet, model.networks.values()))
+    sized = _named(by_network)
+    seconds = network_seconds(model.networks.values(), sized, layout, rates)
     sites = [
-        _predict(site, worths[recipes.get(site.name, layout)], device_type, site.name in recipes)
-        for site in _named(by_network)
+        _predict(site, worths[recipes.get(site.name, layout)], device_type, compiled, site.name in recipes)
+        for site in sized
     ]
     return Forecast(sites, total, counted, recipes, seconds, device_type, model.denoises)
 
@@ -142,18 +150,18 @@ def _choose(
         return {site.name: one for one, sites in chosen.items() for site in sites}, next(iter(chosen))
     recipe = with_near_field(recipe, own)
     check_attachable(own, recipe)
-    network = network_seconds(model.networks.values(), own, recipe, device_type)
+    network = network_seconds(model.networks.values(), own, recipe, rates_for(device_type, compiled=True))
     gains = predict_levels(own, recipe, device_type) if recipe.levels == "auto" else {}
     levels = choose_levels(own, recipe.levels, gains, MIN_GAIN * network)
     return {site.name: recipe for site in own if site.level in levels}, recipe
 
 
-def _predict(site: MergeSite, worth: Worth, device_type: str, attached: bool) -> SiteForecast:
+def _predict(site: MergeSite, worth: Worth, device_type: str, compiled: bool, attached: bool) -> SiteForecast:
     grid = typical_grid(site, worth.recipe)
     assert grid is not None, f"{site.name} has no grid"
-    prediction = predict_site(site, worth.recipe, grid, device_type=device_type)
+    prediction = predict_site(site, worth.recipe, grid, device_type=device_type, compiled=compiled)
     key = PlanKey(TYPICAL_BATCH, grid, torch.device(device_type), torch.float32)
-    return SiteForecast(site, prediction, attached and worth.at_size(count_weights(site), key, None))
+    return SiteForecast(site, prediction, attached and worth.at_size(count_weights(site), key, None, compiled=compiled))
 
 
 def _count(network: nn.Module, sites: list[MergeSite], pixels: Pixels, scale: tuple[int, int]) -> Flops:

@@ -58,4 +58,4 @@ class KnownCalls(dict[Shapes, KnownCall]):
 
     def of_tokens(self, key: PlanKey, front: int = 0, back: int = 0) -> KnownCall:
         """The same where it is known which tokens are those of the grid."""
-        return KnownCall(key, front, back, self.rules.pays_off(self.weights, key))
+        return KnownCall(key, front, back, self.rules.pays_off(self.weights, key, torch.compiler.is_compiling()))

@@ -22,7 +22,8 @@ class MergeRules:
         matches_output: Match what the scope computes, instead of what enters it.
         seed: Seed of random destinations, or the place at which a moving lattice begins.
         strides: From the size of a grid to the size of its cells.
-        pays_off: Whether merging gains time for such tokens in this run; asked once for every size.
+        pays_off: Whether merging gains time for such tokens in this run, in compiled code or not; asked once for every
+            size.
     """
 
     scope: Scope
@@ -31,7 +32,7 @@ class MergeRules:
     matches_output: bool
     seed: int
     strides: Callable[[tuple[int, ...]], int | tuple[int, ...]]
-    pays_off: Callable[[SiteWeights, PlanKey], bool]
+    pays_off: Callable[[SiteWeights, PlanKey, bool], bool]
 
 
 def policy_for(rules: MergeRules, sites: Sequence[MergeSite]) -> AdaptiveMerge | Lattice:

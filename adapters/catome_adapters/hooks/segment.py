@@ -71,6 +71,11 @@ class Segment:
         return self.last_calls[0].key is None and self.host.size is not None
 
     @property
+    def is_compiled(self) -> bool:
+        """Whether no call of this run was in eager code, the only one that keeps what follows from its shapes."""
+        return not self.known
+
+    @property
     def is_too_small(self) -> bool:
         """Whether all of its calls in this step, in eager code, had sizes at which nothing merges in this run."""
         small = [known.key for known in self.known.values() if not known.pays_off]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from catome_adapters.prediction.rates import DeviceRates
+from catome_adapters.prediction.rates import DeviceRates, Work
 from catome_adapters.sites.weights import SiteWeights
 from catome_core import AdaptiveMerge, Lattice, TokenGrid
 
@@ -17,7 +17,7 @@ def weights_as_gathered(weights: SiteWeights, policy: AdaptiveMerge | Lattice) -
     return weights._replace(takes_keys=False) if has_tiles else weights
 
 
-def gather_seconds(lattice: Lattice, weights: SiteWeights, grid: TokenGrid, batch: int, rates: DeviceRates) -> float:
+def gather_work(lattice: Lattice, weights: SiteWeights, grid: TokenGrid, batch: int, rates: DeviceRates) -> Work:
     """Reading and writing the anchors, before their projections or behind; of a near field, the keys of every tile.
 
     What all tiles gather is large: with a near field, that is most of it.
@@ -25,8 +25,8 @@ def gather_seconds(lattice: Lattice, weights: SiteWeights, grid: TokenGrid, batc
     Examples:
         >>> weights = SiteWeights(channels=8, width=8, projections=256, rest=1024, text_width=0, itemsize=4)
         >>> rates = DeviceRates(flops=1e6, attention_flops=1e6, bandwidth=1e6, launch=0.0)
-        >>> gather_seconds(Lattice(), weights, TokenGrid((8, 8)), 1, rates)
-        0.001024
+        >>> gather_work(Lattice(), weights, TokenGrid((8, 8)), 1, rates)
+        Work(device=0.001024, host=0.0)
     """
     field = lattice.field(grid)
     if field is not None:
@@ -38,4 +38,7 @@ def gather_seconds(lattice: Lattice, weights: SiteWeights, grid: TokenGrid, batc
         numbers, launches = 2 * (grid.prefix + grid.destinations) * weights.width, GATHER_BEHIND_LAUNCHES
     written = batch * numbers * weights.itemsize
     tiling = 0.0 if field is None else written / rates.tiling
-    return 2 * written / rates.bandwidth + tiling + launches * rates.launch + rates.hooks
+    if field is not None and rates.tile_flops:
+        flops = batch * 4 * grid.tokens * field.keys * weights.width
+        tiling += flops / rates.tile_flops - flops / rates.attention_flops
+    return Work(2 * written / rates.bandwidth + tiling, launches * rates.launch + rates.hooks)

@@ -32,13 +32,16 @@ class LevelGain(NamedTuple):
 
 
 def predict_levels(sites: Iterable[MergeSite], recipe: MergeRecipe, device_type: str = "") -> dict[int, LevelGain]:
-    """What each level would save and cost at the model's default size; empty if the model has none."""
+    """What each level would save and cost in compiled code at the model's default size; empty if it has none.
+
+    Calls in eager code, in which the host costs more, decide for themselves.
+    """
     sums: dict[int, list[float]] = defaultdict(lambda: [0.0, 0.0])
     for site in sites:
         grid = typical_grid(site, recipe)
         if grid is None:
             return {}
-        prediction = predict_site(site, recipe, grid, device_type=device_type)
+        prediction = predict_site(site, recipe, grid, device_type=device_type, compiled=True)
         sums[site.level][0] += prediction.saved
         sums[site.level][1] += prediction.overhead
     return {level: LevelGain(*sums[level]) for level in sorted(sums)}

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from torch import nn
+
+
+class Work(NamedTuple):
+    """Seconds that something takes of the device, and of the host that launches it there."""
+
+    device: float
+    host: float
 
 
 @dataclass(frozen=True)
@@ -15,10 +23,13 @@ class DeviceRates:
         flops: FLOP/s of a matrix product.
         attention_flops: FLOP/s of fused attention.
         bandwidth: Bytes/s of copying.
-        launch: Seconds that a small operation takes however small it is, without compilation.
+        launch: Seconds of the host for a small operation, without compilation.
         tiling: Bytes/s at which the tiles of a near field get their keys, beside `bandwidth`.
-        hooks: Seconds of Python around a block whose keys are gathered, without compilation; an accelerator computes
-            meanwhile.
+        tile_flops: FLOP/s of fused attention in the tiles of a near field; None: as of any other.
+        convolution_flops: FLOP/s of a UNet's convolutions, with the norms and activations around them; None: as of a
+            matrix product.
+        hooks: Seconds of the host around a block that merges, without compilation.
+        runs_ahead: Whether the host launches operations while the device computes earlier ones.
     """
 
     flops: float
@@ -26,21 +37,52 @@ class DeviceRates:
     bandwidth: float
     launch: float
     tiling: float = float("inf")
+    tile_flops: float | None = None
+    convolution_flops: float | None = None
     hooks: float = 0.0
+    runs_ahead: bool = False
+
+    def elapsed(self, *parts: Work) -> float:
+        """Seconds that these parts take together: as long as the slower of the two, where the host runs ahead.
+
+        Examples:
+            >>> for rates in DEVICE_RATES.values():
+            ...     print(f"{1e3 * rates.elapsed(Work(device=1e-3, host=2e-4), Work(device=1e-3, host=1e-4)):.1f} ms")
+            2.3 ms
+            2.0 ms
+        """
+        device, host = (sum(seconds) for seconds in zip(*parts, strict=True))
+        return max(device, host) if self.runs_ahead else device + host
+
+    @property
+    def compiled(self) -> DeviceRates:
+        """The same for compiled code, in which the host does little; on a CPU it makes no difference that counts."""
+        return replace(self, launch=self.launch / 5, hooks=0.0) if self.runs_ahead else self
 
 
 DEVICE_RATES = {
     "cpu": DeviceRates(flops=1.4e11, attention_flops=1.5e11, bandwidth=3e10, launch=1.5e-5, tiling=3e9, hooks=2e-4),
-    "cuda": DeviceRates(flops=4e14, attention_flops=3e14, bandwidth=3e12, launch=5e-6),
+    "cuda": DeviceRates(
+        flops=7e14,
+        attention_flops=6e14,
+        tile_flops=3.4e14,
+        convolution_flops=1.7e14,
+        bandwidth=3e12,
+        launch=2.2e-5,
+        hooks=2e-4,
+        runs_ahead=True,
+    ),
 }
-"""Two cores of a server's CPU in float32, and a recent data-center GPU in bfloat16."""
+"""Two cores of a server's CPU in float32, and an H100 in bfloat16, both measured."""
 
 
-def rates_for(device_type: str) -> DeviceRates:
-    """The rates of a device type such as "cpu"; every accelerator counts as "cuda"."""
-    return DEVICE_RATES["cpu" if device_type == "cpu" else "cuda"]
+def rates_for(device_type: str, *, compiled: bool = False) -> DeviceRates:
+    """The rates of a device type such as "cpu", for eager or compiled code; every accelerator counts as "cuda"."""
+    rates = DEVICE_RATES["cpu" if device_type == "cpu" else "cuda"]
+    return rates.compiled if compiled else rates
 
 
-def rates_of(module: nn.Module, device_type: str = "") -> DeviceRates:
-    """The rates of the device where a module's weights are, or of another `device_type`."""
-    return rates_for(device_type or next((weight.device.type for weight in module.parameters()), "cpu"))
+def rates_of(module: nn.Module, *, compiled: bool = False) -> DeviceRates:
+    """The rates of the device where a module's weights are, for eager or compiled code."""
+    device_type = next((weight.device.type for weight in module.parameters()), "cpu")
+    return rates_for(device_type, compiled=compiled)

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from catome_adapters.hooks.lattices import keys_left_out
 from catome_adapters.hooks.scopes import SCOPES
-from catome_adapters.prediction.gathering import gather_seconds, weights_as_gathered
-from catome_adapters.prediction.rates import DeviceRates, rates_of
+from catome_adapters.prediction.gathering import gather_work, weights_as_gathered
+from catome_adapters.prediction.rates import DeviceRates, Work, rates_for, rates_of
 from catome_adapters.recipes.recipe import MergeRecipe
 from catome_adapters.sites.site import MergeSite
 from catome_adapters.sites.weights import Flops, SiteWeights, count_weights
@@ -92,7 +92,7 @@ def predict(
     scope, tokens, removed = SCOPES[recipe.scope], grid.tokens, assumed_share(grid, recipe)
     weights = weights_as_gathered(weights, recipe.policy)
     seconds = site_seconds(weights, grid, batch, recipe, rates, removed)
-    whole = _seconds(weights.saved_in_block(tokens, 1), batch, rates)
+    whole = block_work(weights, tokens, batch, rates).device
     saved = (_seconds(scope.saved_flops(weights, tokens, share), batch, rates) for share in (0.5, 0.75))
     ceilings = (whole / (whole - part) if whole else 1.0 for part in saved)
     overhead = seconds.reuse + (checkpoint_share(recipe) if denoises else 1) * seconds.match
@@ -105,24 +105,41 @@ def site_seconds(
     """Predict the parts of one call of a site, of whose tokens this share is merged away; arguments as for `predict`.
 
     Examples:
-        >>> weights = SiteWeights(channels=8, width=8, projections=256, rest=1024, text_width=0, itemsize=4, kernels=10)
+        >>> weights = SiteWeights(8, 8, projections=256, rest=1024, text_width=0, itemsize=4, operations=10)
         >>> rates = DeviceRates(flops=1e6, attention_flops=1e6, bandwidth=1e6, launch=1e-3)
         >>> seconds = site_seconds(weights, TokenGrid((8, 8)), 1, MergeRecipe(), rates, 0.5)
         >>> f"{seconds.block:.3f} {seconds.saved:.3f} {seconds.reuse:.3f} {seconds.match:.3f}"
         '0.305 0.115 0.016 0.228'
     """
     scope, tokens, weights = SCOPES[recipe.scope], grid.tokens, weights_as_gathered(weights, recipe.policy)
-    block = _seconds(weights.saved_in_block(tokens, 1), batch, rates) + weights.kernels * rates.launch
-    saved = _seconds(scope.saved_flops(weights, tokens, removed), batch, rates)
-    reuse = _reuse_seconds(weights, grid, batch, recipe, rates, removed)
-    return SiteSeconds(block, saved, reuse, _match_seconds(weights, grid, batch, recipe, rates))
+    whole = block_work(weights, tokens, batch, rates)
+    less = Work(-_seconds(scope.saved_flops(weights, tokens, removed), batch, rates), 0.0)
+    reuse = _reuse_work(weights, grid, batch, recipe, rates, removed)
+    match = _match_work(weights, grid, batch, recipe, rates)
+    parts = [whole, less, reuse, match]
+    block, shorter, reusing, matching = (rates.elapsed(*parts[:count]) for count in range(1, 5))
+    return SiteSeconds(block, block - shorter, reusing - shorter, matching - reusing)
+
+
+def block_work(weights: SiteWeights, tokens: int, batch: int, rates: DeviceRates) -> Work:
+    """What a block computes without merging."""
+    return Work(_seconds(weights.saved_in_block(tokens, 1), batch, rates), weights.operations * rates.launch)
 
 
 def predict_site(
-    site: MergeSite, recipe: MergeRecipe, grid: TokenGrid, batch: int = TYPICAL_BATCH, device_type: str = ""
+    site: MergeSite,
+    recipe: MergeRecipe,
+    grid: TokenGrid,
+    batch: int = TYPICAL_BATCH,
+    device_type: str = "",
+    *,
+    compiled: bool = False,
 ) -> Prediction:
-    """Predict for a site on the device where its weights are, or on another `device_type`, such as "cuda"."""
-    rates = rates_of(site.attention, device_type)
+    """Predict for a site on the device where its weights are, or on another `device_type`, such as "cuda".
+
+    In eager code on a GPU, only what takes the device longer than the host can gain; `compiled` code is device-bound.
+    """
+    rates = rates_for(device_type, compiled=compiled) if device_type else rates_of(site.attention, compiled=compiled)
     return predict(count_weights(site), grid, batch, recipe, rates, denoises=site.denoises)
 
 
@@ -161,25 +178,25 @@ def _seconds(flops: Flops, batch: int, rates: DeviceRates) -> float:
     return batch * (flops.linear / rates.flops + flops.attention / rates.attention_flops)
 
 
-def _reuse_seconds(
+def _reuse_work(
     weights: SiteWeights, grid: TokenGrid, batch: int, recipe: MergeRecipe, rates: DeviceRates, removed: float
-) -> float:
+) -> Work:
     """Reading and writing tokens and slots; the sizes cost attention no more than another pass over both."""
     if isinstance(recipe.policy, Lattice):
-        return gather_seconds(recipe.policy, weights, grid, batch, rates)
+        return gather_work(recipe.policy, weights, grid, batch, rates)
     kept = 1 - removed
     passes = SCOPES[recipe.scope].passes(kept) + (4 * kept if recipe.proportional else 0)
     traffic = passes * batch * grid.tokens * weights.channels * weights.itemsize
-    return traffic / rates.bandwidth + REUSE_LAUNCHES * rates.launch
+    return Work(traffic / rates.bandwidth, REUSE_LAUNCHES * rates.launch + rates.hooks)
 
 
-def _match_seconds(weights: SiteWeights, grid: TokenGrid, batch: int, recipe: MergeRecipe, rates: DeviceRates) -> float:
+def _match_work(weights: SiteWeights, grid: TokenGrid, batch: int, recipe: MergeRecipe, rates: DeviceRates) -> Work:
     """Every source times the destinations that it may match; similarities are written and read in float32."""
     if isinstance(recipe.policy, Lattice):
-        return 0.0
+        return Work(0.0, 0.0)
     radius, samples = recipe.policy.radius, 1 if recipe.policy.shared else batch
     visible = grid.destinations if radius is None else prod(min(2 * radius + 1, cells) for cells in grid.cells)
     pairs = samples * grid.sources * visible
     matrix = 2 * pairs * weights.channels / rates.flops + 8 * pairs / rates.bandwidth
     fit = FIT_LAUNCHES if recipe.policy.capacity is None else 0
-    return matrix + (MATCH_LAUNCHES + fit) * rates.launch
+    return Work(matrix, (MATCH_LAUNCHES + fit) * rates.launch)

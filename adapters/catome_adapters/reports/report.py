@@ -47,11 +47,11 @@ def report_segment(segment: Segment) -> Iterator[SiteReport]:
     """The sites of a segment: all by its one plan, or each by its own."""
     for index, site in enumerate(segment.sites):
         key = segment.last_calls[min(index, len(segment.last_calls) - 1)].key
-        yield (
-            SiteReport(site)
-            if key is None
-            else SiteReport(site, key.grid, key.batch, not segment.rules.pays_off(segment.weights, key))
-        )
+        if key is None:
+            yield SiteReport(site)
+        else:
+            merges = segment.rules.pays_off(segment.weights, key, segment.is_compiled)
+            yield SiteReport(site, key.grid, key.batch, not merges)
 
 
 def render_report(recipe: MergeRecipe, attached: Sequence[SiteReport], skipped: Sequence[SkippedSite]) -> str:

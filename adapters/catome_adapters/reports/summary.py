@@ -9,6 +9,7 @@ from itertools import chain
 from statistics import mean, quantiles
 from typing import NamedTuple
 
+from catome_adapters.prediction.rates import rates_for
 from catome_adapters.recipes.recipe import MergeRecipe
 from catome_adapters.records import RunLog, SiteStep, StepRecord
 from catome_adapters.reports.names import group_name, name_groups
@@ -120,10 +121,14 @@ def explain_unmerged(records: Sequence[StepRecord], recipe: MergeRecipe, default
     if tried and len(records) == 1:
         why = "without a capacity tokens merge after the first checkpoint, and this run has a single step"
     if not tried and plans[0].key:
-        shape = plans[0].key.grid.shape
-        if shape == default and recipe.levels == "auto":
+        shape, runs_ahead = plans[0].key.grid.shape, rates_for(plans[0].key.device.type).runs_ahead
+        # `attach` speaks of compiled code, which is the same on a CPU.
+        if shape == default and recipe.levels == "auto" and not runs_ahead:
             return None
         why = f"{' x '.join(map(str, shape))} tokens are predicted to be too few to gain time"
+        if runs_ahead:
+            why += " without compilation, in which launching operations takes longer than computing them"
+            remedy = f"compile the blocks (compile_blocks), {remedy}"
     return (
         f"nothing merged in this run at {plans[0].name} and all other sites: {why}. Draw larger pictures, {remedy}, or "
         'merge anyway: levels="all"'

@@ -86,7 +86,7 @@ def test_what_a_faster_machine_and_a_thriftier_recipe_change():
     usual = seconds(machine)
     assert seconds(replace(machine, flops=2e9, attention_flops=2e9)).saved == pytest.approx(usual.saved / 2)
     for thrifty in (replace(machine, launch=0.0), replace(machine, bandwidth=1e12)):
-        assert seconds(thrifty).overhead < usual.overhead and seconds(thrifty).saved == usual.saved
+        assert seconds(thrifty).overhead < usual.overhead and seconds(thrifty).saved == pytest.approx(usual.saved)
     rarer = replace(HALF, schedule=CheckpointSchedule((0,), of=50))
     nearer = replace(HALF, policy=replace(HALF.policy, radius=1))
     for recipe in (rarer, nearer, replace(HALF, scope="keys")):

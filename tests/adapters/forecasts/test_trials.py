@@ -10,8 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from catome_adapters import MergeRecipe, attach, find_sites
 from catome_adapters.prediction import rates, seconds
-from catome_adapters.prediction.network import network_seconds
-from catome_adapters.prediction.rates import DeviceRates
+from catome_adapters.prediction.network import NetworkPart, network_seconds
+from catome_adapters.prediction.rates import DeviceRates, rates_for
 from catome_adapters.prediction.seconds import SiteSeconds
 from catome_adapters.prediction.worth import FIRST_TRIAL_ODDS, FIRST_TRIAL_SHARE, MIN_GAIN, TRIAL_SHARE, Trial, Worth
 from catome_adapters.sites.weights import TEXT_TOKENS, count_weights
@@ -23,7 +23,7 @@ ALIKE, UNLIKE = -1.0, 0.999
 EVERY = CheckpointSchedule.every(1, 50)
 UNET = sd_unet()
 KEY = PlanKey(2, TokenGrid((16, 16)), torch.device("cpu"), torch.float32)
-CHEAP = DeviceRates(flops=1e6, attention_flops=1e6, bandwidth=1e12, launch=2e-3)
+CHEAP = DeviceRates(flops=1e6, attention_flops=1e6, bandwidth=1e12, launch=3e-3)
 
 
 @pytest.fixture(autouse=True)
@@ -97,8 +97,8 @@ def test_next_run_is_tried_anew_and_equal_to_the_first(threshold):
 def test_each_run_decides_for_its_own_length(monkeypatch):
     """Half of a run of two steps matches, and a fiftieth of one of fifty."""
     network, once = sd_unet(), recipe(ALIKE, schedule=CheckpointSchedule((0,), of=50), capacity=0.25)
-    saved = Worth(once, 1.0, True).seconds(count_weights(find_sites(network)[0]), KEY, 0.5).saved
-    monkeypatch.setattr(seconds, "_match_seconds", lambda *given: 4 * saved)
+    saved = Worth(once, NetworkPart(), True).seconds(count_weights(find_sites(network)[0]), KEY, 0.5, False).saved
+    monkeypatch.setattr(seconds, "_match_work", lambda *given: rates.Work(4 * saved, 0.0))
     with attach(network, once) as session:
         for total, merged in ((2, 0.0), (50, 0.5), (2, 0.0)):
             session.begin_step(0, total)
@@ -110,7 +110,7 @@ class GivenSeconds(Worth):
     """Costs that a test chooses."""
 
     def __init__(self, match: float, block: float) -> None:
-        self.blocks_share, self.given = 0.5, SiteSeconds(block, 0.0, 0.0, match)
+        self.part, self.given = NetworkPart(0.5), SiteSeconds(block, 0.0, 0.0, match)
 
     def at_capacity(self, *given) -> bool:
         return False
@@ -124,7 +124,7 @@ def test_trials_after_the_first_stay_below_their_share_of_the_time(match, block,
     trial, trials = Trial(GivenSeconds(match, block), None), []
     for step in range(50):
         if not trial.leaves_unmerged(step, step == 0 or step in checkpoints):
-            trial.decide(None, None, 0.0)
+            trial.decide(None, None, 0.0, False)
             trials.append(step)
             assert len(trials) == 1 or len(trials) * match <= TRIAL_SHARE * (step + 1) * block / 0.5
     cheap = match * 50 <= TRIAL_SHARE * block / 0.5
@@ -133,7 +133,7 @@ def test_trials_after_the_first_stay_below_their_share_of_the_time(match, block,
 
 def test_trials_that_cost_next_to_nothing_are_made_at_every_checkpoint():
     trial = Trial(GivenSeconds(1e-4, 1.0), None)
-    trial.decide(None, None, 0.0)
+    trial.decide(None, None, 0.0, False)
     assert not trial.leaves_unmerged(1, True) and trial.leaves_unmerged(1, False)
 
 
@@ -141,7 +141,7 @@ class Given(Worth):
     """A recipe at work on sites whose seconds a test chooses."""
 
     def __init__(self, given: MergeRecipe, one: SiteSeconds) -> None:
-        super().__init__(given, 0.5, True)
+        super().__init__(given, NetworkPart(0.5), True)
         self.given = one
 
     def seconds(self, *given) -> SiteSeconds:
@@ -156,10 +156,10 @@ def test_a_run_is_long_enough_for_what_its_first_checkpoint_may_lose(match, save
     worth.begin_run(total)
     gain = saved - match * len(schedule.rescaled(total).steps) / total
     little, odds = match <= FIRST_TRIAL_SHARE * total * 2.0, FIRST_TRIAL_ODDS * match <= (total - 1) * gain
-    assert worth.pays_off(weights, KEY) == (gain > 0 and (capacity is not None or little or odds))
+    assert worth.pays_off(weights, KEY, False) == (gain > 0 and (capacity is not None or little or odds))
     worth.begin_run(None)
     # A run of usual length.
-    assert worth.pays_off(weights, KEY) == (saved - match * 2 / 50 > 0)
+    assert worth.pays_off(weights, KEY, False) == (saved - match * 2 / 50 > 0)
 
 
 def test_auto_asks_for_a_share_of_the_network_and_the_top_for_any_gain(monkeypatch):
@@ -169,12 +169,12 @@ def test_auto_asks_for_a_share_of_the_network_and_the_top_for_any_gain(monkeypat
 
     def worth(launch: float, levels) -> Worth:
         monkeypatch.setitem(rates.DEVICE_RATES, "cpu", replace(CHEAP, bandwidth=1e15, launch=launch))
-        return Worth(replace(half, levels=levels), 0.5, True)
+        return Worth(replace(half, levels=levels), NetworkPart(0.5), True)
 
-    free, dear = (worth(launch, "top").seconds(weights, KEY, 0.5).gain(1 / 50) for launch in (0.0, 1.0))
+    free, dear = (worth(launch, "top").seconds(weights, KEY, 0.5, False).gain(1 / 50) for launch in (0.0, 1.0))
     for part in range(1, 50):
         launch = part / 40 * free / (free - dear)
-        one = worth(launch, "top").seconds(weights, KEY, 0.5)
+        one = worth(launch, "top").seconds(weights, KEY, 0.5, False)
         shares.append(one.gain(1 / 50) / one.block * 0.5)
         assert worth(launch, "auto").at_size(weights, KEY, None) == (shares[-1] >= MIN_GAIN)
         assert worth(launch, "top").at_size(weights, KEY, None) == (shares[-1] > 0)
@@ -188,5 +188,5 @@ def test_time_of_a_network_is_that_of_its_arithmetic(monkeypatch):
     sample, text = torch.empty(2, 4, 16, 16, device="meta"), torch.empty(2, TEXT_TOKENS, TEXT_WIDTH, device="meta")
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(sample, torch.zeros(2, device="meta"), text)
-    predicted = network_seconds([network], find_sites(network), recipe(ALIKE), "cpu")
+    predicted = network_seconds([network], find_sites(network), recipe(ALIKE), rates_for("cpu"))
     assert predicted == pytest.approx(counter.get_total_flops(), rel=0.1)

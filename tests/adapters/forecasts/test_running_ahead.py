@@ -1,0 +1,117 @@
+"""Devices that compute while the host launches what comes next: what the host has no time for gains nothing."""
+
+import warnings
+from dataclasses import replace
+
+import pytest
+import torch
+
+from catome_adapters import RECIPES, MergeRecipe, attach, find_sites
+from catome_adapters.prediction import rates
+from catome_adapters.prediction.network import network_seconds, part_of_network
+from catome_adapters.prediction.rates import DEVICE_RATES, DeviceRates, Work
+from catome_adapters.prediction.seconds import site_seconds
+from catome_adapters.prediction.worth import Worth
+from catome_adapters.sites.weights import count_operations, count_weights
+from catome_core import AdaptiveMerge, CheckpointSchedule, Lattice, PlanKey, TokenGrid
+from zoo.noise import noise
+from zoo.unets import predict as run
+from zoo.unets import sd_unet
+
+pytestmark = pytest.mark.usefixtures("without_gradients", "fresh_compiler")
+
+SLOW_HOST = DeviceRates(1e6, 1e6, 1e12, launch=1.0, hooks=1.0, runs_ahead=True)
+"""Its device takes seconds for a block of a tiny UNet, and its host a minute; when compiled, far less than that."""
+LATTICE = replace(RECIPES["balanced"], policy=Lattice())
+ALIKE = MergeRecipe(AdaptiveMerge(-1.0, spare="fill"), CheckpointSchedule((0, 3), of=6), levels="auto")
+
+
+@pytest.fixture(autouse=True)
+def merging_is_free() -> None:
+    """Overrides the fixture of conftest.py."""
+
+
+@pytest.fixture
+def on(monkeypatch):
+    return lambda machine: monkeypatch.setitem(rates.DEVICE_RATES, "cpu", machine)
+
+
+def compiled(machine: DeviceRates) -> DeviceRates:
+    return replace(machine, launch=machine.launch / 1e6, hooks=0.0)
+
+
+def test_an_accelerators_host_runs_ahead_and_that_of_a_cpu_is_the_device():
+    work = Work(3.0, 1.0), Work(1.0, 2.0)
+    assert {name: one.elapsed(*work) for name, one in DEVICE_RATES.items()} == {"cpu": 7.0, "cuda": 4.0}
+    assert DEVICE_RATES["cpu"].compiled == DEVICE_RATES["cpu"]
+    assert DEVICE_RATES["cuda"].compiled.launch < DEVICE_RATES["cuda"].launch
+    assert DEVICE_RATES["cuda"].compiled.hooks == 0
+
+
+def test_a_block_gains_only_what_its_device_takes_longer_than_its_host():
+    weights, grid = count_weights(find_sites(sd_unet())[0]), TokenGrid((16, 16))
+
+    def seconds(launch: float):
+        return site_seconds(weights, grid, 2, LATTICE, replace(SLOW_HOST, launch=launch, hooks=0.0), 0.75)
+
+    free = seconds(0.0)
+    assert 0 < free.saved < free.block and free.gain(0.0) > 0
+    half = seconds((free.block - free.saved / 2) / weights.operations)
+    assert half.saved == pytest.approx(free.saved / 2) and half.gain(0.0) < half.saved
+    bound = seconds(2 * free.block / weights.operations)
+    assert bound.block == pytest.approx(2 * free.block) and bound.saved == 0 > bound.gain(0.0)
+
+
+def test_a_network_that_keeps_its_host_busy_gains_in_none_of_its_blocks():
+    """However long this one takes the device: the host is behind before and after it."""
+    network = sd_unet(block_out_channels=(8, 16, 16))
+    sites = find_sites(network)
+    weights = count_weights(sites[0])
+    key = PlanKey(2, TokenGrid((16, 16)), torch.device("cpu"), torch.float32)
+    device = network_seconds([network], sites, LATTICE, replace(SLOW_HOST, launch=0.0))
+    busy = replace(SLOW_HOST, launch=1.1 * device / count_operations(network), hooks=0.0)
+    part = part_of_network([network], sites, sites[:1], LATTICE, busy)
+    alone = site_seconds(weights, key.grid, 2, LATTICE, busy, 0.75)
+    assert alone.gain(0.0) > 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(rates.DEVICE_RATES, "cpu", busy)
+        assert not Worth(LATTICE, part, True).at_size(weights, key, None)
+        assert Worth(LATTICE, part._replace(operations={}), True).at_size(weights, key, None)
+
+
+def test_eager_code_is_left_whole_and_compiled_code_merges(on, monkeypatch):
+    on(SLOW_HOST)
+    monkeypatch.setattr(DeviceRates, "compiled", property(compiled))
+    network = sd_unet()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        session = attach(network, LATTICE)
+    for step in range(2):
+        session.begin_step(step, 2)
+        run(network, noise(2, 4, 16, 16))
+    assert session.summary().merged_fraction == 0
+    assert "too small to gain" in session.report()
+    with pytest.warns(UserWarning, match=r"16 x 16 tokens .* without compilation.*compile the blocks"):
+        session.begin_step(0, 2)
+    step = torch.compile(network, backend="eager")
+    for index in range(2):
+        session.begin_step(index, 2)
+        run(step, noise(2, 4, 16, 16))
+    assert session.summary().merged_fraction == pytest.approx(0.75)
+    assert "too small to gain" not in session.report()
+    session.detach()
+
+
+def test_what_compiled_code_found_is_judged_as_compiled_code(on, monkeypatch):
+    """Trials are decided between steps, in eager code."""
+    on(SLOW_HOST)
+    monkeypatch.setattr(DeviceRates, "compiled", property(compiled))
+    network = sd_unet()
+    with attach(network, ALIKE) as session:
+        step = torch.compile(network, backend="eager")
+        for index in range(6):
+            session.begin_step(index, 6)
+            run(step, noise(2, 4, 16, 16, seed=index))
+        summary = session.summary()
+    assert summary.checkpoints == (0, 3) and not any(row.left_unmerged for row in summary.rows)
+    assert summary.speedup > 1
