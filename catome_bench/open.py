@@ -41,7 +41,8 @@ def open_pipeline(model: str, device: str = "cpu", dtype: torch.dtype = torch.fl
     """A pipeline with its weights, of which only safetensors are read.
 
     Args:
-        model: "unet", "dit" or "dit-patch1", which are shipped; a folder that `save_pretrained` wrote; or an id on the hub.
+        model: A shipped model, "unet", "dit" or "dit-patch1"; a folder that `save_pretrained` wrote; or an id on the
+            hub.
         device: Torch device.
         dtype: Dtype of the weights.
 

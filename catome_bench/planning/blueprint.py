@@ -38,8 +38,8 @@ def read_blueprint(model: str, sides: Sides = (None, None), dtype: torch.dtype =
     """Build the networks of a model on the meta device.
 
     Args:
-        model: "unet", "dit" or "dit-patch1", which are shipped; a folder of a pipeline or a network in diffusers
-            format, or of a ViT of transformers; the name of a timm model, also with "timm:" in front; or an id on the hub.
+        model: A shipped model, "unet", "dit" or "dit-patch1"; a folder of a pipeline or a network in diffusers format,
+            or of a ViT of transformers; the name of a timm model, also with "timm:" in front; or an id on the hub.
         sides: Height and width in pixels, which a ViT is built for; None: its own.
         dtype: Dtype of the weights.
 

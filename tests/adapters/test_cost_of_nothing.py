@@ -5,6 +5,7 @@ import pytest
 from catome_adapters import attach, find_sites
 from catome_adapters.prediction import rates
 from catome_adapters.prediction.rates import DeviceRates
+from catome_adapters.sites.weights import count_weights
 from probes import Operations, calls_of_ours
 from running import TOTAL, make_recipe
 from zoo.transformers import ARCHITECTURES
@@ -14,7 +15,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:nothing merged in this run"),
 ]
 
-MOST_CALLS_PER_BLOCK = 20
+MOST_CALLS_PER_BLOCK, MOST_CALLS_PER_FIRST_BLOCK = 20, 25
 MOST_CALLS_PER_BOUNDARY = {"it would lose": 40, "its time is over": 29}
 SLOW_LAUNCHES = DeviceRates(flops=1e12, attention_flops=1e12, bandwidth=1e12, launch=1.0)
 RECIPES = {"it would lose": make_recipe("keys", levels="top"), "its time is over": make_recipe(during=(0.0, 0.1))}
@@ -43,3 +44,21 @@ def test_a_site_costs_a_few_calls_where_it_merges_nothing(name, why, monkeypatch
     more = len(sites) - 1
     assert blocks[1] - blocks[0] <= MOST_CALLS_PER_BLOCK * more
     assert boundaries[1] - boundaries[0] <= MOST_CALLS_PER_BOUNDARY[why] * more
+
+
+@pytest.mark.parametrize("name", ["DiT", "SD3", "Flux", "Wan"])
+def test_a_run_works_out_once_what_its_blocks_have_in_common(name, monkeypatch):
+    """What every further site adds to a run's first step, which knows nothing yet."""
+    monkeypatch.setitem(rates.DEVICE_RATES, "cpu", SLOW_LAUNCHES)
+    model = ARCHITECTURES[name]
+    network = model.network()
+    alike = {count_weights(site): site for site in find_sites(network)}
+    calls = []
+    for attached in (list(alike.values()), find_sites(network)):
+        with attach(network, RECIPES["it would lose"], sites=attached) as session:
+            for step in (0, 1, 0):
+                session.begin_step(step, TOTAL)
+                if step:
+                    model.call(network)
+            calls.append(len(calls_of_ours(lambda: model.call(network))))
+    assert calls[1] - calls[0] <= MOST_CALLS_PER_FIRST_BLOCK * (len(find_sites(network)) - len(alike))

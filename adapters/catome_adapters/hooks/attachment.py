@@ -9,6 +9,7 @@ from torch import nn
 
 from catome_adapters.hooks.between import group_sites
 from catome_adapters.hooks.host import Host
+from catome_adapters.hooks.known import AlikeCalls
 from catome_adapters.hooks.memory import SiteMemory
 from catome_adapters.hooks.pairs import SitePairs
 from catome_adapters.hooks.rules import MergeRules
@@ -34,8 +35,9 @@ class Attachment:
         self._before_call = before_call
         self._hosts: dict[tuple[nn.Module, Measure], Host] = {}
         groups = group_sites(sites, rules.scope.blocks_per_segment(length, len(sites)))
+        known: AlikeCalls = {}
         self.segments = [
-            Segment(group, self._host(group[0]), replace(rules, seed=seed))
+            Segment(group, self._host(group[0]), replace(rules, seed=seed), known)
             for seed, group in enumerate(groups, rules.seed)
         ]
         self._lattices = [segment.lattice for segment in self.segments if segment.lattice is not None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import NamedTuple
 
 import torch
@@ -33,29 +34,37 @@ class KnownCall(NamedTuple):
 
 
 class KnownCalls(dict[Shapes, KnownCall]):
-    """What follows from the shapes of a segment's calls; to be cleared before a run, in which other sizes may gain.
+    """What follows from the shapes of the calls of segments that are alike.
 
-    Compiled code calls `work_out`, whose result is a constant to it.
+    To be cleared before a run, in which other sizes may gain. Nothing is kept of compiled code: there it is a constant.
     """
 
-    def __init__(self, first: BlockCall, rules: MergeRules, weights: SiteWeights) -> None:
+    def __init__(self, rules: MergeRules, weights: SiteWeights) -> None:
         super().__init__()
-        self.first, self.rules, self.weights = first, rules, weights
+        self.rules, self.weights = rules, weights
 
-    def __missing__(self, shapes: Shapes) -> KnownCall:
-        known = self[shapes] = self.work_out(*shapes)
-        return known
-
-    def work_out(self, size: GridSize, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> KnownCall:
-        """What follows from these shapes.
+    def of_shapes(self, first: BlockCall, shapes: Shapes) -> KnownCall:
+        """What follows from these shapes at the first block of a segment.
 
         Raises:
             ValueError: If the tokens do not fit the grid.
         """
-        grid = TokenGrid(size.shape, self.rules.strides(size.shape), self.first.site.prefix)
-        front, back = self.first.locate(shape[1], size, grid)
+        if torch.compiler.is_compiling():
+            return self._work_out(first, shapes)
+        if shapes not in self:
+            self[shapes] = self._work_out(first, shapes)
+        return self[shapes]
+
+    def _work_out(self, first: BlockCall, shapes: Shapes) -> KnownCall:
+        size, shape, dtype, device = shapes
+        grid = TokenGrid(size.shape, self.rules.strides(size.shape), first.site.prefix)
+        front, back = first.locate(shape[1], size, grid)
         return self.of_tokens(PlanKey(shape[0], grid, device, dtype), front, back)
 
     def of_tokens(self, key: PlanKey, front: int = 0, back: int = 0) -> KnownCall:
         """The same where it is known which tokens are those of the grid."""
         return KnownCall(key, front, back, self.rules.pays_off(self.weights, key, torch.compiler.is_compiling()))
+
+
+AlikeCalls = dict[Hashable, KnownCalls]
+"""By all that distinguishes segments of one attachment here."""

@@ -13,7 +13,7 @@ from catome_adapters.hooks.attention import SelfAttention
 from catome_adapters.hooks.between import Between, as_one
 from catome_adapters.hooks.forward import ForwardState
 from catome_adapters.hooks.host import Host
-from catome_adapters.hooks.known import KnownCall, KnownCalls
+from catome_adapters.hooks.known import AlikeCalls, KnownCall, KnownCalls
 from catome_adapters.hooks.memories import Memories
 from catome_adapters.hooks.owner import HookOwner
 from catome_adapters.hooks.pairs import PairsByCall
@@ -42,12 +42,12 @@ class Segment:
         state: Of the forward pass that runs.
         pairs: What is remembered from step to step.
         lattice: Of the keys; None if tokens are matched.
-        known: What follows from the shapes of a call.
+        known: What follows from the shapes of a call of its own, or of one that is alike.
         last_calls: By plan, the tokens of the last call.
         blocks_per_plan: Number of blocks that share a plan.
     """
 
-    def __init__(self, sites: Sequence[MergeSite], host: Host, rules: MergeRules) -> None:
+    def __init__(self, sites: Sequence[MergeSite], host: Host, rules: MergeRules, known: AlikeCalls) -> None:
         self.sites, self.host, self.rules, self.scope = tuple(sites), host, rules, rules.scope
         self.site, self.state, self.between = as_one(self.sites), ForwardState(), Between(self.sites)
         self.policy = policy_for(rules, self.sites)
@@ -60,7 +60,8 @@ class Segment:
         self.lattice, self.pairs = memories.lattice, PairsByCall(memories.make, self.state)
         self.passes = SegmentPasses(self.site.name, host.recorded)
         blocks = [BlockCall(site, site is self.sites[0], site is self.sites[-1]) for site in self.sites]
-        self.known = KnownCalls(blocks[0], rules, self.weights)
+        alike = self.site.layout.extra_side, self.site.prefix, self.weights
+        self.first, self.known = blocks[0], known.setdefault(alike, KnownCalls(rules, self.weights))
         self.attentions = [self._enclose(site, module) for site in self.sites for module in site.attentions]
         self.hooks = [BlockHooks(self, block) for block in blocks]
         self.own_hooks = self.scope.install(self, blocks)
@@ -146,7 +147,7 @@ class Segment:
         state, size = self.state, self.host.size or self.host.refuse_block(self.site.name)
         repeated = self.passes.begin(tokens, size) if self.host.is_recorded else None
         shapes = (repeated.size if repeated else size, tokens.shape, tokens.dtype, tokens.device)
-        known = self.known.work_out(*shapes) if torch.compiler.is_compiling() else self.known[shapes]
+        known = self.known.of_shapes(self.first, shapes)
         state.repeated, state.attended = repeated, False
         state.front, state.length = known.front, tokens.shape[1]
         state.grid = known.key.grid

@@ -112,7 +112,8 @@ def explain_unmerged(records: Sequence[StepRecord], recipe: MergeRecipe, default
         recipe: Of the session.
         default: The size of the first site's grid at the model's default size, about which `attach` warns.
     """
-    plans = [plan for record in records if record.merging for plan in record.plans]
+    # In a run that is left alone, all steps have the same ones.
+    plans = list({id(plan): plan for record in records if record.merging for plan in record.plans}.values())
     tried = [plan for plan in plans if plan.merged]
     asked = isinstance(recipe.policy, Lattice) or recipe.policy.threshold < 1
     if not plans or not asked or (tried and not recipe.policy.adapts) or any(plan.merges for plan in plans):

@@ -106,7 +106,8 @@ class StepTracker:
             self._finish(completed=self.step is not None and step > self.step)
             if self.step is None or step <= self.step:
                 self.on_run(total)
-            self._begin(step, total)
+            if (step, total) != (self.step, self.total):
+                self._begin(step, total)
             self._calls.clear()
         self._calls.add(call)
         self.work.select_calls(self.context_of)
