@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+import torch
 from torch import nn
+
+from catome_adapters.prediction.gpus import RelativeSpeed, relative_speed
 
 
 class Work(NamedTuple):
@@ -54,6 +57,18 @@ class DeviceRates:
         device, host = (sum(seconds) for seconds in zip(*parts, strict=True))
         return max(device, host) if self.runs_ahead else device + host
 
+    def scaled(self, speed: RelativeSpeed) -> DeviceRates:
+        """Those of a device of another speed, with the same host."""
+        arithmetic, memory = speed
+        return replace(
+            self,
+            flops=self.flops * arithmetic,
+            attention_flops=self.attention_flops * arithmetic,
+            tile_flops=self.tile_flops and self.tile_flops * arithmetic,
+            convolution_flops=self.convolution_flops and self.convolution_flops * arithmetic,
+            bandwidth=self.bandwidth * memory,
+        )
+
     @property
     def compiled(self) -> DeviceRates:
         """The same for compiled code, in which the host does little; on a CPU it makes no difference that counts."""
@@ -73,16 +88,30 @@ DEVICE_RATES = {
         runs_ahead=True,
     ),
 }
-"""Two cores of a server's CPU in float32, and an H100 in bfloat16, both measured."""
+"""Measured: two cores of a server's CPU in float32, and an H100 in bfloat16."""
 
 
-def rates_for(device_type: str, *, compiled: bool = False) -> DeviceRates:
-    """The rates of a device type such as "cpu", for eager or compiled code; every accelerator counts as "cuda"."""
-    rates = DEVICE_RATES["cpu" if device_type == "cpu" else "cuda"]
+SPEEDS: dict[int, RelativeSpeed] = {}
+"""Of the GPUs that eager code has asked about, by index."""
+
+
+def rates_for(device: torch.device | str, *, compiled: bool = False) -> DeviceRates:
+    """The rates of a device, for eager or compiled code.
+
+    Those of a GPU are scaled by its own speed. Every other accelerator counts as the GPU that was measured, as does
+    "cuda" where there is none.
+    """
+    device = torch.device(device)
+    rates = DEVICE_RATES["cpu" if device.type == "cpu" else "cuda"]
+    if device.type == "cuda":
+        index = device.index or 0
+        if index not in SPEEDS and not torch.compiler.is_compiling() and torch.cuda.is_available():
+            SPEEDS[index] = relative_speed(torch.cuda.get_device_properties(index))
+        rates = rates.scaled(SPEEDS.get(index, RelativeSpeed()))
     return rates.compiled if compiled else rates
 
 
 def rates_of(module: nn.Module, *, compiled: bool = False) -> DeviceRates:
     """The rates of the device where a module's weights are, for eager or compiled code."""
-    device_type = next((weight.device.type for weight in module.parameters()), "cpu")
-    return rates_for(device_type, compiled=compiled)
+    device = next((weight.device for weight in module.parameters()), "cpu")
+    return rates_for(device, compiled=compiled)

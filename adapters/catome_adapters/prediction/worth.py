@@ -80,7 +80,7 @@ class Worth:
 
     def seconds(self, weights: SiteWeights, key: PlanKey, removed: float, compiled: bool) -> SiteSeconds:
         """Of one call in which this share of the tokens merges."""
-        rates = rates_for(key.device.type, compiled=compiled)
+        rates = rates_for(key.device, compiled=compiled)
         if rates.runs_ahead:
             weights = weights._replace(operations=max(weights.operations, self.part.operations.get(weights, 0)))
         return site_seconds(weights, key.grid, key.batch, self.recipe, rates, removed)

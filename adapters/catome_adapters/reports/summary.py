@@ -122,7 +122,7 @@ def explain_unmerged(records: Sequence[StepRecord], recipe: MergeRecipe, default
     if tried and len(records) == 1:
         why = "without a capacity tokens merge after the first checkpoint, and this run has a single step"
     if not tried and plans[0].key:
-        shape, runs_ahead = plans[0].key.grid.shape, rates_for(plans[0].key.device.type).runs_ahead
+        shape, runs_ahead = plans[0].key.grid.shape, rates_for(plans[0].key.device).runs_ahead
         # `attach` speaks of compiled code, which is the same on a CPU.
         if shape == default and recipe.levels == "auto" and not runs_ahead:
             return None

@@ -2,12 +2,14 @@
 
 import warnings
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from catome_adapters import RECIPES, MergeRecipe, attach, find_sites
 from catome_adapters.prediction import rates
+from catome_adapters.prediction.gpus import RelativeSpeed
 from catome_adapters.prediction.network import network_seconds, part_of_network
 from catome_adapters.prediction.rates import DEVICE_RATES, DeviceRates, Work
 from catome_adapters.prediction.seconds import site_seconds
@@ -115,3 +117,51 @@ def test_what_compiled_code_found_is_judged_as_compiled_code(on, monkeypatch):
         summary = session.summary()
     assert summary.checkpoints == (0, 3) and not any(row.left_unmerged for row in summary.rows)
     assert summary.speedup > 1
+
+
+GPUS = {
+    "H100": ((9, 0, 132, 1_830_000, 2_619_000, 5120), 989e12, 3.35e12),
+    "A100": ((8, 0, 108, 1_410_000, 1_593_000, 5120), 312e12, 2.04e12),
+    "V100": ((7, 0, 80, 1_530_000, 877_000, 4096), 125e12, 0.9e12),
+    "RTX 3090": ((8, 6, 82, 1_695_000, 9_751_000, 384), 71e12, 0.936e12),
+    "RTX 5090": ((12, 0, 170, 2_407_000, 14_001_000, 512), 209e12, 1.79e12),
+}
+"""Properties, and what the data sheet says of half precision and of memory."""
+FIELDS = ("major", "minor", "multi_processor_count", "clock_rate", "memory_clock_rate", "memory_bus_width")
+
+
+@pytest.mark.parametrize(("properties", "flops", "bandwidth"), GPUS.values(), ids=GPUS)
+def test_a_gpu_is_as_fast_as_its_data_sheet_says(properties, flops, bandwidth, monkeypatch):
+    given = SimpleNamespace(**dict(zip(FIELDS, properties, strict=True)))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: given)
+    monkeypatch.setattr(rates, "SPEEDS", {})
+    mine, measured = rates.rates_for("cuda:1"), DEVICE_RATES["cuda"]
+    assert mine.flops / measured.flops == pytest.approx(flops / 989e12, rel=0.05)
+    assert mine.tile_flops / measured.tile_flops == pytest.approx(mine.attention_flops / measured.attention_flops)
+    assert mine.bandwidth / measured.bandwidth == pytest.approx(bandwidth / 3.35e12, rel=0.05)
+    assert (mine.launch, mine.hooks, mine.runs_ahead) == (measured.launch, measured.hooks, True)
+    assert set(rates.SPEEDS) == {1}
+
+
+def test_compiled_code_takes_the_speed_that_eager_code_has_asked_for(monkeypatch):
+    def refuse(properties: object):
+        raise AssertionError("asked while compiling")
+
+    def scale(x):
+        return x * (rates.rates_for(torch.device("cuda", 3), compiled=True).flops / 1e14)
+
+    monkeypatch.setattr(rates, "relative_speed", refuse)
+    monkeypatch.setattr(rates, "SPEEDS", {3: RelativeSpeed(0.5, 0.25)})
+    one = torch.compile(scale, backend="eager", fullgraph=True)(torch.ones(1))
+    assert one.item() == pytest.approx(DEVICE_RATES["cuda"].flops / 2e14)
+
+
+def test_a_gpu_of_which_nothing_is_known_counts_as_the_measured_one(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(rates, "SPEEDS", {})
+    for properties in (SimpleNamespace(major=8, minor=6, multi_processor_count=28), SimpleNamespace(major=99, minor=0)):
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index, given=properties: given)
+        assert rates.rates_for("cuda") == DEVICE_RATES["cuda"]
+        rates.SPEEDS.clear()
+    assert rates.rates_for("xpu") == DEVICE_RATES["cuda"]
