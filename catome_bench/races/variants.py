@@ -73,6 +73,19 @@ def lattices(arch: Arch) -> dict[str, MergeRecipe]:
     }
 
 
+def late(arch: Arch) -> dict[str, MergeRecipe]:
+    """Recipes that leave the first steps alone, in which the picture of a DiT is decided."""
+    if arch == "unet":
+        return {}
+    every = {name: RECIPES[name] for name in ("balanced", "fast")} | {"1/16": lattices(arch)["1/16 lattice, near 1"]}
+    starts = {"20 %": 0.2, "30 %": 0.3}
+    return {
+        f"{name}, from {start}": replace(recipe, during=(share, 1.0))
+        for name, recipe in every.items()
+        for start, share in starts.items()
+    }
+
+
 def recipes(arch: Arch) -> dict[str, MergeRecipe]:
     """Our recipes by name; only a DiT has consecutive blocks, for which segments make a difference."""
     joined = {} if arch == "unet" else {"50 % block, joined": fixed_share(0.5, scope="block", segment=7)}
@@ -80,6 +93,7 @@ def recipes(arch: Arch) -> dict[str, MergeRecipe]:
     return {
         **{name: RECIPES[name] for name in ("close", "balanced", "fast", "adaptive", "keys", "paper", "todo")},
         **lattices(arch),
+        **late(arch),
         "own cell": replace(adaptive, policy=AdaptiveMerge(radius=0, spare="fill")),
         "25 %": fixed_share(0.25),
         "50 %": fixed_share(0.5),
