@@ -52,6 +52,7 @@ def test_wheel_of_the_weights_has_what_load_shipped_looks_for():
     names = {path for path in files if not path.endswith(".json")}
     assert names == {
         "catome_weights/__init__.py",
+        "catome_weights/dit-patch1/transformer/diffusion_pytorch_model.safetensors",
         "catome_weights/dit/transformer/diffusion_pytorch_model.safetensors",
         "catome_weights/unet/unet/diffusion_pytorch_model.safetensors",
     }

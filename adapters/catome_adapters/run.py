@@ -20,7 +20,7 @@ from catome_adapters.prediction.network import ALL, NetworkPart
 from catome_adapters.prediction.worth import Trial, Worth
 from catome_adapters.recipes.recipe import MergeRecipe
 from catome_adapters.records import RunLog, SitePlan, StepRecord
-from catome_adapters.reports.summary import explain_unmerged
+from catome_adapters.reports.unmerged import explain_unmerged
 from catome_adapters.reports.warned import MANY_CALLS, NO_STEPS, RECOMPUTED, STANDS_STILL, Warned, warn_of_idle
 from catome_adapters.sites.site import MergeSite
 from catome_core import Lattice, fit_capacity
@@ -188,4 +188,4 @@ class MergeRun:
         matches = sum(one > step for one in self._checkpoints) / (total - step - 1)
         for segment, (pairs, *_) in fresh.items():
             if pairs.plan.key is not None:
-                self._trials[segment].decide(pairs.plan.key, pairs.cache.capacity, matches, segment.is_compiled)
+                self._trials[segment].decide(pairs.plan.key, pairs.cache.capacity, matches, segment.known.only_compiled)

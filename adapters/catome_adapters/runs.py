@@ -85,7 +85,8 @@ def _predict_gain(run: MergeRun, records: Sequence[StepRecord]) -> tuple[float, 
     segments = {pairs.name: segment for segment in run.attachment.segments for pairs in segment.pairs}
     ran = [(segments[plan.name], plan, record.checkpoint) for record in records for plan in record.plans]
     outcomes = [
-        run.worth.outcome(one.weights, plan, fresh, one.blocks_per_plan, one.is_compiled) for one, plan, fresh in ran
+        run.worth.outcome(one.weights, plan, fresh, one.blocks_per_plan, one.known.only_compiled)
+        for one, plan, fresh in ran
     ]
     whole, gain = (sum(parts) for parts in zip((0.0, 0.0), *outcomes, strict=True))
     return whole, gain

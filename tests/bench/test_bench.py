@@ -77,7 +77,7 @@ def test_folding_pixels_is_exact():
 
 
 @pytest.mark.filterwarnings("ignore:nothing merged")
-@pytest.mark.parametrize(("arch", "sites"), [("unet", 3), ("dit", 7), ("dit-patch1", 7)])
+@pytest.mark.parametrize(("arch", "sites"), [("unet", 3), ("dit", 7)])
 def test_demo_writes_pictures_curves_and_results(tmp_path, arch, sites):
     output = tmp_path / "demo"
     arguments = [

@@ -107,7 +107,7 @@ def test_the_exit_code_says_whether_the_gate_is_passed(shipped, gate, code):
         ("folder --prompt cat", "folder has no model_index.json; pass a folder that save_pretrained"),
         (
             "/no/such/model --prompt cat",
-            "is no folder, none of ('unet', 'dit'), and neither on the hub",
+            "is no folder, none of ('unet', 'dit', 'dit-patch1'), and neither on the hub",
         ),
     ],
 )

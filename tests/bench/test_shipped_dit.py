@@ -85,3 +85,13 @@ def test_half_of_the_tokens_draw_nearly_the_same_picture(pipeline):
             assert session.summary().merged_fraction == 0.5
         assert 0 < (merged - unmerged).square().mean() < (different - unmerged).square().mean()
     assert torch.equal(draw(pipeline, "cat", size=64), unmerged)
+
+
+def test_the_other_one_has_a_token_per_latent_pixel():
+    """And draws what the class says: nearer to its picture with another seed than to that of another class."""
+    pipe = load_shipped("dit-patch1")
+    pipe.set_progress_bar_config(disable=True)
+    assert (pipe.token_pixels, len(find_sites(pipe))) == (2, 7)
+    assert {site.shape for site in find_sites(pipe)} == {(64, 64)}
+    cat, same, coffee = (draw(pipe, name, seed=seed, size=64) for name, seed in (("cat", 0), ("cat", 1), ("coffee", 1)))
+    assert (same - cat).square().mean() < (coffee - cat).square().mean()

@@ -43,23 +43,24 @@ class KnownCalls(dict[Shapes, KnownCall]):
         super().__init__()
         self.rules, self.weights = rules, weights
 
-    def of_shapes(self, first: BlockCall, shapes: Shapes) -> KnownCall:
-        """What follows from these shapes at the first block of a segment.
+    @property
+    def only_compiled(self) -> bool:
+        """Whether no call of this run was in eager code, the only one of which anything is kept."""
+        return not self
+
+    def work_out(self, first: BlockCall, shapes: Shapes) -> KnownCall:
+        """What follows from these shapes at the first block of a segment; kept, unless it is compiled.
 
         Raises:
             ValueError: If the tokens do not fit the grid.
         """
-        if torch.compiler.is_compiling():
-            return self._work_out(first, shapes)
-        if shapes not in self:
-            self[shapes] = self._work_out(first, shapes)
-        return self[shapes]
-
-    def _work_out(self, first: BlockCall, shapes: Shapes) -> KnownCall:
         size, shape, dtype, device = shapes
         grid = TokenGrid(size.shape, self.rules.strides(size.shape), first.site.prefix)
         front, back = first.locate(shape[1], size, grid)
-        return self.of_tokens(PlanKey(shape[0], grid, device, dtype), front, back)
+        known = self.of_tokens(PlanKey(shape[0], grid, device, dtype), front, back)
+        if not torch.compiler.is_compiling():
+            self[shapes] = known
+        return known
 
     def of_tokens(self, key: PlanKey, front: int = 0, back: int = 0) -> KnownCall:
         """The same where it is known which tokens are those of the grid."""

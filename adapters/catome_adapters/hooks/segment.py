@@ -72,11 +72,6 @@ class Segment:
         return self.last_calls[0].key is None and self.host.size is not None
 
     @property
-    def is_compiled(self) -> bool:
-        """Whether no call of this run was in eager code, the only one that keeps what follows from its shapes."""
-        return not self.known
-
-    @property
     def is_too_small(self) -> bool:
         """Whether all of its calls in this step, in eager code, had sizes at which nothing merges in this run."""
         small = [known.key for known in self.known.values() if not known.pays_off]
@@ -147,7 +142,8 @@ class Segment:
         state, size = self.state, self.host.size or self.host.refuse_block(self.site.name)
         repeated = self.passes.begin(tokens, size) if self.host.is_recorded else None
         shapes = (repeated.size if repeated else size, tokens.shape, tokens.dtype, tokens.device)
-        known = self.known.of_shapes(self.first, shapes)
+        known = None if torch.compiler.is_compiling() else self.known.get(shapes)
+        known = known or self.known.work_out(self.first, shapes)
         state.repeated, state.attended = repeated, False
         state.front, state.length = known.front, tokens.shape[1]
         state.grid = known.key.grid

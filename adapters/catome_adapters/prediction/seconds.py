@@ -135,10 +135,7 @@ def predict_site(
     *,
     compiled: bool = False,
 ) -> Prediction:
-    """Predict for a site on the device where its weights are, or on another `device_type`, such as "cuda".
-
-    In eager code on a GPU, only what takes the device longer than the host can gain; `compiled` code is device-bound.
-    """
+    """Predict for a site on the device where its weights are, or on another `device_type`, such as "cuda"."""
     rates = rates_for(device_type, compiled=compiled) if device_type else rates_of(site.attention, compiled=compiled)
     return predict(count_weights(site), grid, batch, recipe, rates, denoises=site.denoises)
 

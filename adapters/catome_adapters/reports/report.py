@@ -50,7 +50,7 @@ def report_segment(segment: Segment) -> Iterator[SiteReport]:
         if key is None:
             yield SiteReport(site)
         else:
-            merges = segment.rules.pays_off(segment.weights, key, segment.is_compiled)
+            merges = segment.rules.pays_off(segment.weights, key, segment.known.only_compiled)
             yield SiteReport(site, key.grid, key.batch, not merges)
 
 

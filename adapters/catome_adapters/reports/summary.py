@@ -9,12 +9,8 @@ from itertools import chain
 from statistics import mean, quantiles
 from typing import NamedTuple
 
-from catome_adapters.prediction.rates import rates_for
-from catome_adapters.recipes.recipe import MergeRecipe
 from catome_adapters.records import RunLog, SiteStep, StepRecord
 from catome_adapters.reports.names import group_name, name_groups
-from catome_adapters.sites.grid import Shape
-from catome_core import AdaptiveMerge, Lattice
 
 COLUMNS = ("", "steps", "checkpoints", "tokens", "slots", "merged %", "similarity", "overflow")
 WIDTHS = (5, 12, 8, 12, 16, 25, 9)
@@ -102,46 +98,6 @@ def summarize_run(
     """The summary of these records, with the times of the log; reads from the device."""
     rows = tuple(chain.from_iterable(one.rows() for one in records))
     return SessionSummary(rows, speedup, log.seconds, log.timed_steps, memory, thins_keys)
-
-
-def explain_unmerged(records: Sequence[StepRecord], recipe: MergeRecipe, default: Shape | None) -> str | None:
-    """Why a run merged nothing at all; None if it did, if its recipe asks for nothing else, or if `attach` has said so.
-
-    Args:
-        records: Of the run.
-        recipe: Of the session.
-        default: The size of the first site's grid at the model's default size, about which `attach` warns.
-    """
-    # In a run that is left alone, all steps have the same ones.
-    plans = list({id(plan): plan for record in records if record.merging for plan in record.plans}.values())
-    tried = [plan for plan in plans if plan.merged]
-    asked = isinstance(recipe.policy, Lattice) or recipe.policy.threshold < 1
-    if not plans or not asked or (tried and not recipe.policy.adapts) or any(plan.merges for plan in plans):
-        return None
-    why, remedy = _about_policy(recipe.policy)
-    if tried and len(records) == 1:
-        why = "without a capacity tokens merge after the first checkpoint, and this run has a single step"
-    if not tried and plans[0].key:
-        shape, runs_ahead = plans[0].key.grid.shape, rates_for(plans[0].key.device).runs_ahead
-        # `attach` speaks of compiled code, which is the same on a CPU.
-        if shape == default and recipe.levels == "auto" and not runs_ahead:
-            return None
-        why = f"{' x '.join(map(str, shape))} tokens are predicted to be too few to gain time"
-        if runs_ahead:
-            why += " without compilation, in which launching operations takes longer than computing them"
-            remedy = f"compile the blocks (compile_blocks), {remedy}"
-    return (
-        f"nothing merged in this run at {plans[0].name} and all other sites: {why}. Draw larger pictures, {remedy}, or "
-        'merge anyway: levels="all"'
-    )
-
-
-def _about_policy(policy: AdaptiveMerge | Lattice) -> tuple[str, str]:
-    """Why it may merge nothing, and what helps."""
-    if isinstance(policy, Lattice):
-        return "its keys are too few to gain time", "give a larger stride"
-    why = f"too few tokens are more similar than threshold={policy.threshold} to gain time"
-    return why, 'lower the threshold, give a capacity, use scope="block"'
 
 
 def _group_line(name: str, rows: Sequence[SiteStep]) -> str:

@@ -89,7 +89,7 @@ def interrupt(*_: object) -> None:
         ("unet --prompt cat --device quantum", "'quantum' here; expected a device of this machine"),
         ("unet --prompt cat --floor-psnr 40 --speedup 1.3", "speedup is 1.3; expected one goal: leave one of them out"),
         ("unet --prompt cat --speedup 0.5", "speedup is 0.5; expected a number above 1"),
-        ("/no/such/model --prompt cat", "is no folder, none of ('unet', 'dit'), and neither on the hub"),
+        ("/no/such/model --prompt cat", "is no folder, none of ('unet', 'dit', 'dit-patch1'), and neither on the hub"),
         ("unet --prompt cat --height 16 --steps 1", "the run has one step"),
     ],
 )

@@ -100,7 +100,7 @@ def test_every_table_is_drawn(shipped, table):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("/no/such/model", "is no folder, none of ('unet', 'dit'), and neither on the hub"),
+        ("/no/such/model", "is no folder, none of ('unet', 'dit', 'dit-patch1'), and neither on the hub"),
         ("folder", "folder has no model_index.json; pass a folder that save_pretrained"),
         ("unet --prompts missing.txt", "missing.txt cannot be read: "),
         ("unet --prompts empty.txt", "empty.txt has no line; pass a file with a prompt or a class a line"),
