@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import logging
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -49,7 +50,7 @@ def run_bench(
         repeats: Timed rounds.
         subjects: Names of contenders or variants; all, if there are none.
         pictures: The `steps`, `images` and `size` of the level "pipeline".
-        output: File to write.
+        output: File to write. Beside it are the pictures of a run that was broken off, which then goes on with them.
         device: Torch device.
 
     Raises:
@@ -63,7 +64,7 @@ def run_bench(
         device=device,
         repeats=repeats or chosen.repeats,
         subjects=tuple(subjects),
-        pictures=pictures,
+        pictures={**pictures, "partial": partial_folder(output)},
     )
     jobs = plan_jobs(setting, levels or chosen.levels, cases)
     if not jobs:
@@ -96,9 +97,17 @@ def run_jobs(jobs: Sequence[Job], report: dict[str, Any], output: Path, seconds:
             console.print(render_measured(report["tables"][-1], job.title))
             draw_scatter(report["tables"][-1], output)
         write_report(report, output)
+    # After an error, the next run goes on with what was drawn.
+    if not any(table["note"] for table in report["tables"]):
+        shutil.rmtree(partial_folder(output), ignore_errors=True)
     if report["not_begun"]:
         console.print(f"no time left for: {'; '.join(report['not_begun'])}")
     console.print(f"written to {output}")
+
+
+def partial_folder(output: Path) -> Path:
+    """Where the pictures of an unfinished run are."""
+    return output.with_name(f"{output.name}.partial")
 
 
 def run_job(job: Job) -> dict[str, Any]:

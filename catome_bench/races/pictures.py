@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import cycle, islice
+from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
@@ -20,6 +22,7 @@ from catome_bench.measure.spread import Spread
 from catome_bench.models.artist import CLASSES, Artist, Drawing
 from catome_bench.models.pipeline import ClassPipeline, load_shipped
 from catome_bench.names import Arch
+from catome_bench.races.drawn import Drawn
 from catome_bench.races.variants import REFERENCE, Variant, variants
 
 
@@ -31,6 +34,7 @@ def run_pictures(
     size: int = 128,
     only: Sequence[str] | None = None,
     device: str = "cpu",
+    partial: str | Path | None = None,
 ) -> dict[str, Any]:
     """Draw the same pictures with every variant, one picture after the other, and compare them with the unmerged.
 
@@ -41,6 +45,8 @@ def run_pictures(
         size: Pixels along each side; at 128 the UNet has 4,096 top-level tokens, the DiT 1,024.
         only: Names of variants; None means all. The unmerged run is always among them.
         device: Torch device.
+        partial: A folder that keeps what is drawn, and from which the same call goes on, also with more or fewer
+            pictures, subjects and lengths; delete it in the end.
 
     Returns:
         `{"images", "size", "rows"}`, for JSON. A row has `steps`, `subject` (the variant), `family`, `seconds`
@@ -49,7 +55,8 @@ def run_pictures(
         padding does not count as removed). The row of a variant that cannot run has a `note` instead.
 
     Raises:
-        ValueError: If a variant is unknown or there is nothing to draw.
+        ValueError: If a variant is unknown, there is nothing to draw, or `partial` holds something else.
+        OSError: If `partial` cannot be read or written.
     """
     _check(only, steps, images, arch)
     pipeline = load_shipped(arch).to(device)
@@ -57,7 +64,8 @@ def run_pictures(
     for total in steps:
         every = variants(total, arch)
         chosen = {name: one for name, one in every.items() if only is None or name in (REFERENCE, *only)}
-        rows += _compare_variants(pipeline, chosen, total, images, size)
+        drawn = Drawn(None if partial is None else Path(partial, arch, f"{size} pixels, {total} steps"))
+        rows += _compare_variants(pipeline, chosen, total, images, size, drawn)
     return {"images": images, "size": size, "rows": rows}
 
 
@@ -83,12 +91,12 @@ def _check(only: Sequence[str] | None, steps: Sequence[int], images: int, arch: 
 
 
 def _compare_variants(
-    pipeline: ClassPipeline, chosen: Mapping[str, Variant], total: int, images: int, size: int
+    pipeline: ClassPipeline, chosen: Mapping[str, Variant], total: int, images: int, size: int, drawn: Drawn
 ) -> list[dict[str, Any]]:
     _draw(pipeline, chosen[REFERENCE], "warm up", CLASSES[0], seed=0, total=2, size=size)
     notes = {name: _warm_up(pipeline, variant, size) for name, variant in chosen.items()}
     able = {name: variant for name, variant in chosen.items() if not notes[name]}
-    drawings = _draw_all(pipeline, able, total, images, size)
+    drawings = _draw_all(pipeline, able, total, images, size, drawn)
     encoder = load_shipped("unet").to(pipeline.device)
     features = {name: _features(encoder, drawings[name]) for name in able}
     rows = []
@@ -111,13 +119,14 @@ def _warm_up(pipeline: ClassPipeline, variant: Variant, size: int) -> str:
 
 
 def _draw_all(
-    pipeline: ClassPipeline, able: Mapping[str, Variant], total: int, images: int, size: int
+    pipeline: ClassPipeline, able: Mapping[str, Variant], total: int, images: int, size: int, drawn: Drawn
 ) -> dict[str, list[Drawing]]:
     drawings: dict[str, list[Drawing]] = defaultdict(list)
     with tqdm(total=images * len(able), desc=f"{total} steps", unit="picture") as bar:
         for seed, motif in enumerate(islice(cycle(CLASSES), images)):
             for name, variant in able.items():
-                drawings[name].append(_draw(pipeline, variant, name, motif, seed, total, size))
+                draw = functools.partial(_draw, pipeline, variant, name, motif, seed, total, size)
+                drawings[name].append(drawn.of([name, f"{seed}"], draw))
                 bar.update()
     return drawings
 

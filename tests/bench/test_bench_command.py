@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from catome_bench.cli import app
 from catome_bench.commands import jobs
 from catome_bench.commands.suites import HEADLINES, SUITES
-from catome_bench.races import blocks, networks
+from catome_bench.races import blocks, networks, pictures
 from catome_core import TokenGrid
 from zoo.tiny_blocks import TINY, TINY_NETWORK, UNET, contenders_of
 
@@ -130,3 +130,21 @@ def test_the_gpu_suite_compiles_only_its_headlines():
 def test_the_ladder_of_the_gpu_suite_is_that_of_a_block_that_takes_an_image():
     setting = jobs.Setting(suite=SUITES["gpu"], device="cpu", repeats=1)
     assert {job.case for job in jobs.plan_jobs(setting, ["ladder"], ["flux-1024-single"])} == {"sdxl-1024-deep"}
+
+
+def test_pictures_survive_an_error_and_the_next_run_goes_on_with_them(small_suite, tmp_path, monkeypatch):
+    few = ["--level", "pipeline", "--steps", "2", "--images", "1", "--size", "16", "--subject", "ToDo"]
+    compared = pictures.frechet_distance
+
+    def fail(*args):
+        raise RuntimeError("no such decomposition")
+
+    monkeypatch.setattr(pictures, "frechet_distance", fail)
+    _, report = run_command(*few, output=tmp_path / "out.json")
+    assert report["tables"][0]["note"] == "RuntimeError: no such decomposition"
+    kept = sorted(file.stem for file in (tmp_path / "out.json.partial").rglob("*.pt"))
+    assert kept == ["0", "0"]
+    monkeypatch.setattr(pictures, "frechet_distance", compared)
+    _, report = run_command(*few, output=tmp_path / "out.json")
+    assert report["tables"][0]["note"] == ""
+    assert {file.name for file in tmp_path.iterdir()} == {"out.json", "out-unet.png"}

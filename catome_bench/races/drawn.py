@@ -1,0 +1,58 @@
+"""The pictures of a benchmark that was broken off, in a folder that the same command goes on with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from urllib.parse import quote
+
+import torch
+
+from catome_bench.files import whole_file
+from catome_bench.models.artist import Drawing
+
+
+class Drawn:
+    """Pictures by key, each drawn once: with a folder, also after the process that drew it has ended.
+
+    Args:
+        folder: Where they are kept; None: nowhere.
+
+    Examples:
+        >>> from tempfile import TemporaryDirectory
+        >>> def never() -> Drawing:
+        ...     raise AssertionError
+        >>> with TemporaryDirectory() as folder:
+        ...     first = Drawn(folder).of(["cat", "1/4"], lambda: Drawing(torch.zeros(3, 8, 8), seconds=2.0))
+        ...     Drawn(folder).of(["cat", "1/4"], never).seconds
+        2.0
+    """
+
+    def __init__(self, folder: str | Path | None) -> None:
+        self._folder = None if folder is None else Path(folder)
+
+    def of(self, key: Sequence[str], draw: Callable[[], Drawing]) -> Drawing:
+        """The picture of this key; it is drawn if it is not there.
+
+        Raises:
+            ValueError: If its file holds something else.
+            OSError: If it cannot be read or written.
+        """
+        if self._folder is None:
+            return draw()
+        # Names have slashes, as in "1/4 lattice".
+        path = self._folder / f"{'/'.join(quote(part, safe='') for part in key)}.pt"
+        if path.exists():
+            return _load(path)
+        drawing = draw()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(path) as part:
+            torch.save(drawing._asdict(), part)
+        return drawing
+
+
+def _load(path: Path) -> Drawing:
+    try:
+        return Drawing(**torch.load(path, weights_only=True))
+    except Exception as error:
+        raise ValueError(f"{path} holds no picture ({type(error).__name__}); delete it, and draw it again") from error

@@ -1,0 +1,68 @@
+"""Pictures of a benchmark that was broken off."""
+
+import pytest
+import torch
+
+from catome_bench.models.artist import Drawing
+from catome_bench.races.drawn import Drawn
+from catome_bench.races.pictures import run_pictures
+
+KEY = ["dit", "1/4 lattice, near 1", "MagCache 0.12"]
+SMALL = {"arch": "dit", "steps": (2,), "size": 16, "only": ["ToDo"]}
+
+
+def never() -> Drawing:
+    raise AssertionError
+
+
+def drawing(seconds: float = 1.5) -> Drawing:
+    return Drawing(torch.linspace(0, 1, 192).reshape(3, 8, 8), seconds, removed=0.25)
+
+
+def test_what_was_drawn_is_read_as_it_was(tmp_path):
+    Drawn(tmp_path).of(KEY, drawing)
+    again = Drawn(tmp_path).of(KEY, never)
+    assert torch.equal(again.picture, drawing().picture)
+    assert again[1:] == drawing()[1:]
+
+
+def test_every_key_has_a_picture_of_its_own(tmp_path):
+    drawn = Drawn(tmp_path)
+    others = [KEY, ["dit", "1", "4 lattice, near 1"], ["dit", "1/4 lattice, near 1", "MagCache 0.1"], ["dit"]]
+    for seconds, key in enumerate(others):
+        drawn.of(key, lambda seconds=seconds: drawing(seconds))
+    assert [drawn.of(key, never).seconds for key in others] == [0, 1, 2, 3]
+
+
+def test_without_a_folder_every_picture_is_drawn():
+    drawn = Drawn(None)
+    assert [drawn.of(KEY, lambda one=one: drawing(one)).seconds for one in (1.0, 2.0)] == [1.0, 2.0]
+
+
+def test_another_file_is_an_error_that_names_it(tmp_path):
+    Drawn(tmp_path).of(["a"], drawing)
+    (tmp_path / "a.pt").write_text("something else")
+    with pytest.raises(ValueError, match=r"a\.pt holds no picture .*delete it"):
+        Drawn(tmp_path).of(["a"], never)
+
+
+def test_a_broken_run_goes_on_with_the_pictures_that_it_has(tmp_path, monkeypatch):
+    """The second run draws what the first did not, and takes the times of what it did."""
+    drawn = []
+    real = Drawn.of
+
+    def of(self, key, draw):
+        if len(drawn) == 3:
+            raise KeyboardInterrupt
+        return real(self, key, lambda: drawn.append(key) or draw())
+
+    monkeypatch.setattr(Drawn, "of", of)
+    with pytest.raises(KeyboardInterrupt):
+        run_pictures(**SMALL, images=2, partial=tmp_path)
+    assert drawn == [["unmerged", "0"], ["ToDo", "0"], ["unmerged", "1"]]
+    drawn.clear()
+    both = run_pictures(**SMALL, images=2, partial=tmp_path)
+    assert drawn == [["ToDo", "1"]]
+    drawn.clear()
+    assert run_pictures(**SMALL, images=2, partial=tmp_path) == both
+    assert not drawn
