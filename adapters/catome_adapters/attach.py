@@ -11,9 +11,9 @@ import torch
 from catome_adapters.architectures.find import denoisers, find_candidates
 from catome_adapters.compatibility import reason_of_ranks
 from catome_adapters.prediction.choose import choose_calibrated, choose_gaining
-from catome_adapters.prediction.levels import with_near_field
 from catome_adapters.prediction.network import network_seconds, part_of_network
 from catome_adapters.recipes.calibrated import CalibratedRecipe, Recipe
+from catome_adapters.recipes.decide import decide
 from catome_adapters.recipes.named import RECIPES
 from catome_adapters.recipes.recipe import MergeRecipe
 from catome_adapters.session import MergeSession
@@ -78,7 +78,7 @@ def attach(
         layout = next(iter(chosen.sites))
         network = network_seconds(networks, found, layout)
     else:
-        layout = recipe = with_near_field(recipe, found)
+        layout = recipe = decide(recipe, found)
         network = network_seconds(networks, found, layout)
         chosen = choose_gaining(recipe, network, found, sites)
     # Dynamo does not guard on hooks: what was compiled without them would go on without them, unnoticed.

@@ -19,7 +19,7 @@ from catome_adapters.reports.names import group_name
 from catome_bench.commands.options import default_device, find_recipe
 from catome_bench.planning.blueprint import read_blueprint
 from catome_bench.planning.costs import describe_graphs, held_bytes
-from catome_bench.planning.forecast import Forecast, SiteForecast, forecast
+from catome_bench.planning.forecast import Forecast, SiteForecast, forecast, share_of_run
 
 MIN_COLUMNS = 160
 """Width of the terminal that the table needs; in a narrower one it would lose its figures."""
@@ -125,11 +125,13 @@ def _what_is_left(result: Forecast) -> str:
     if others:
         return f"{len(others) + 1} recipes for {len(result.recipes)} sites"
     what = "tokens" if SCOPES[recipe.scope].merges_queries else "keys"
+    steps = share_of_run(recipe)
+    when = "" if steps == 1 else f", in {steps:.0%} of the steps"
     if recipe.policy.adapts:
-        return f"if half of the {what} merge"
+        return f"if half of the {what} merge{when}"
     # Class tokens never merge, so that a ViT keeps a little more.
     words = [word for share, word in SHARES.items() if abs(share - result.kept) < 0.005]
-    return f"at {words[0] if words else f'{result.kept:.0%}'} of the {what}"
+    return f"at {words[0] if words else f'{result.kept:.0%}'} of the {what}{when}"
 
 
 def _held(result: Forecast) -> int:

@@ -28,8 +28,13 @@ def held_bytes(sites: Sequence[MergeSite], recipe: MergeRecipe) -> int:
 
 def describe_graphs(recipe: MergeRecipe, denoises: bool) -> str:
     """How many graphs each kind of block compiles to, or the network as a whole."""
+    unmerged = "" if recipe.during == (0.0, 1.0) else ", and one more for the steps that do not merge"
+    return f"{_graphs_of_merging(recipe, denoises)}{unmerged}"
+
+
+def _graphs_of_merging(recipe: MergeRecipe, denoises: bool) -> str:
     if isinstance(recipe.policy, Lattice):
-        return "one graph for all steps"
+        return "one graph for all steps that merge" if recipe.during != (0.0, 1.0) else "one graph for all steps"
     if not denoises or checkpoint_share(recipe) == 1:
         return "one graph, which recomputes the pairs in every call"
     rung = " for every rung of the ladder in use" if recipe.policy.adapts else ""

@@ -15,12 +15,13 @@ from catome_adapters import SCOPES, CalibratedRecipe, MergeRecipe, MergeSite, Pr
 from catome_adapters.architectures.unet import is_unet
 from catome_adapters.compatibility import check_attachable
 from catome_adapters.prediction.choose import choose_calibrated
-from catome_adapters.prediction.levels import choose_levels, predict_levels, with_near_field
+from catome_adapters.prediction.levels import choose_levels, predict_levels
 from catome_adapters.prediction.network import network_seconds, part_of_network
 from catome_adapters.prediction.rates import rates_for
-from catome_adapters.prediction.seconds import TYPICAL_BATCH, assumed_share, typical_grid
+from catome_adapters.prediction.seconds import TYPICAL_BATCH, TYPICAL_STEPS, assumed_share, typical_grid
 from catome_adapters.prediction.worth import MIN_GAIN, Worth
 from catome_adapters.recipes.calibrated import Recipe
+from catome_adapters.recipes.decide import decide
 from catome_adapters.sites.weights import Flops, count_weights
 from catome_bench.planning.blueprint import Blueprint
 from catome_bench.planning.grids import Pixels, input_size, sites_at
@@ -69,8 +70,10 @@ class Forecast(NamedTuple):
 
     @property
     def speedup(self) -> float:
-        """Expected over a run, with the cost of merging."""
-        return self.seconds / (self.seconds - sum(one.prediction.gain for one in self.sites if one.merges))
+        """Expected over a run, with the cost of merging, and with the steps that do not merge."""
+        merging = [one for one in self.sites if one.merges]
+        gain = sum(one.prediction.gain * share_of_run(self.recipes[one.site.name]) for one in merging)
+        return self.seconds / (self.seconds - gain)
 
     @property
     def merging(self) -> list[MergeSite]:
@@ -94,6 +97,11 @@ class Forecast(NamedTuple):
         """Share of the FLOPs that the scope saves on these sites when this share of their tokens is removed."""
         saved = (SCOPES[scope].saved_flops(count_weights(site), count_tokens(site), removed) for site in sites)
         return sum(map(sum, saved)) / sum(self.total)
+
+
+def share_of_run(recipe: MergeRecipe) -> float:
+    """Share of the steps of a run of usual length in which tokens merge."""
+    return sum(recipe.merges_at(step, TYPICAL_STEPS) for step in range(TYPICAL_STEPS)) / TYPICAL_STEPS
 
 
 def count_tokens(site: MergeSite) -> int:
@@ -148,7 +156,7 @@ def _choose(
     if isinstance(recipe, CalibratedRecipe):
         chosen = choose_calibrated(recipe, own, None).sites
         return {site.name: one for one, sites in chosen.items() for site in sites}, next(iter(chosen))
-    recipe = with_near_field(recipe, own)
+    recipe = decide(recipe, own)
     check_attachable(own, recipe)
     network = network_seconds(model.networks.values(), own, recipe, rates_for(device_type, compiled=True))
     gains = predict_levels(own, recipe, device_type) if recipe.levels == "auto" else {}

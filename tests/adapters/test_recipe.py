@@ -39,7 +39,7 @@ recipes = st.builds(
     stride=st.integers(1, 4),
     seed=seeds,
     metric=st.sampled_from(METRICS),
-    during=parts,
+    during=parts | st.just("auto"),
 ) | st.builds(MergeRecipe, lattices, schedules, st.just("keys"), st.booleans())
 NEW = ("metric", "segment", "during")
 FIELDS = ("policy", "schedule", "scope", "proportional", "levels", "stride", "seed", *NEW)
@@ -132,7 +132,7 @@ WRONG_TYPES: dict[str, list[object]] = {
     "seed": ["x", None, 1.5, True],
     "metric": [None, 0],
     "segment": [*NO_INTEGERS, None],
-    "during": [None, 0.5, "01", ["0", "1"], [False, True], {"0": 1}],
+    "during": [None, 0.5, "01", "late", ["0", "1"], [False, True], {"0": 1}],
 }
 CASES = [(path, value) for path, values in WRONG_TYPES.items() for value in values]
 
@@ -258,10 +258,15 @@ def test_todo_is_a_still_quarter_of_the_keys():
     assert (todo.scope, todo.proportional, todo.levels, todo.stride) == ("keys", False, "top", 2)
 
 
+def test_what_attach_decides_is_not_known_before():
+    with pytest.raises(ValueError, match="during is 'auto', which only attach can decide"):
+        RECIPES["balanced"].merges_at(0, 10)
+
+
 def test_there_is_one_default():
     assert RECIPES["default"] is RECIPES["balanced"]
     with attach(class_pipeline()) as one, attach(class_pipeline(), "default") as other:
-        assert one.recipe == other.recipe == replace(RECIPES["default"], policy=Lattice())
+        assert one.recipe == other.recipe == replace(RECIPES["default"], policy=Lattice(), during=(0.0, 1.0))
 
 
 def test_recipe_of_ones_own_begins_with_the_adaptive_one():
@@ -273,7 +278,7 @@ def test_recipe_of_ones_own_begins_with_the_adaptive_one():
 @pytest.mark.parametrize("name", ["adaptive", "paper"])
 def test_a_recipe_is_attached_by_its_name(name):
     with attach(class_pipeline(), name) as session:
-        assert session.recipe is RECIPES[name]
+        assert session.recipe == RECIPES[name]
 
 
 def test_a_name_that_no_recipe_has_names_the_nearest_and_all():

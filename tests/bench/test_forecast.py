@@ -142,6 +142,17 @@ def test_the_speed_up_is_that_of_the_sites_that_merge(tmp_path):
     assert shipped.levels == [1] and shipped.speedup == pytest.approx(shipped.seconds / (shipped.seconds - gain))
 
 
+def test_steps_that_do_not_merge_gain_nothing():
+    """A quarter of the run, as the verdict says."""
+    always = replace(RECIPES["todo"], levels="all")
+    later = replace(always, during=(0.75, 1.0))
+    whole, part = (look_at("shipped/dit", recipe=recipe) for recipe in (always, later))
+    shares = [1 - 1 / result.speedup for result in (whole, part)]
+    assert shares[0] > 0.1 and shares[1] == pytest.approx(shares[0] * 12 / 50)
+    assert "at a quarter of the keys, in 24% of the steps; attach" in verdict(part, "mine")
+    assert "at a quarter of the keys; attach" in verdict(whole, "mine")
+
+
 def test_two_networks_of_a_pipeline_are_forecast_together(tmp_path):
     for name in ("transformer", "transformer_2"):
         folder(tmp_path / name, **WAN)

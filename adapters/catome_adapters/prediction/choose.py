@@ -14,10 +14,10 @@ from catome_adapters.prediction.levels import (
     choose_levels,
     predict_levels,
     winning_levels,
-    with_near_field,
 )
 from catome_adapters.prediction.worth import MIN_GAIN
 from catome_adapters.recipes.calibrated import CalibratedRecipe
+from catome_adapters.recipes.decide import decide
 from catome_adapters.recipes.recipe import MergeRecipe
 from catome_adapters.sites.site import MergeSite, SkippedSite
 from catome_core import MergeWarning
@@ -50,8 +50,9 @@ def choose_calibrated(
     chosen: dict[MergeRecipe, list[MergeSite]] = {}
     for one, names in recipe.grouped().items():
         where = [by_name[name] for name in names]
-        check_attachable(where, one)
-        chosen.setdefault(with_near_field(one, where), []).extend(where)
+        decided = decide(one, where)
+        check_attachable(where, decided)
+        chosen.setdefault(decided, []).extend(where)
     whole = [site for site in found if site.name not in recipe.recipes]
     return Chosen(chosen, [SkippedSite(site.name, "the calibrated recipe leaves it whole", site) for site in whole])
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 from catome_adapters.prediction.seconds import predict_site, typical_grid
 from catome_adapters.recipes.recipe import MergeRecipe
 from catome_adapters.sites.site import MergeSite
-from catome_core import Lattice
 
 MIN_SHARE_OF_BEST = 1 / 4
 """Merging costs fidelity at every level: one that gains less than this share of the best level's gain is left out."""
@@ -77,14 +75,6 @@ def choose_levels(
     if not chosen or set(chosen) - set(known):
         raise ValueError(f"levels is {levels!r}; this model has self-attention at levels {known} (factors)")
     return list(chosen)
-
-
-def with_near_field(recipe: MergeRecipe, sites: Iterable[MergeSite]) -> MergeRecipe:
-    """The recipe, with what a lattice's `near="auto"` stands for: the nearest cells, if self-attention looks there."""
-    if not isinstance(recipe.policy, Lattice) or recipe.policy.near != "auto":
-        return recipe
-    near = 1 if any(site.looks_near for site in sites) else None
-    return replace(recipe, policy=replace(recipe.policy, near=near))
 
 
 def attached_levels(sites: Sequence[MergeSite], gains: Mapping[int, LevelGain], minimum: float = 0.0) -> list[int]:

@@ -20,7 +20,7 @@ class _Named(dict[str, MergeRecipe]):
 
 EVERY_STEP = CheckpointSchedule.every(1, 50)
 """Of a run of any length: where every step is a checkpoint, rescaling keeps it so."""
-BALANCED = MergeRecipe(Lattice(near="auto"), scope="keys", stride=2)
+BALANCED = MergeRecipe(Lattice(near="auto"), scope="keys", stride=2, during="auto")
 
 RECIPES: Mapping[str, MergeRecipe] = MappingProxyType(
     _Named(

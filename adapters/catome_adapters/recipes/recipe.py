@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from catome_adapters.hooks.scopes import SCOPES
+from catome_adapters.recipes.fields import check_during, check_levels, check_stride
 from catome_adapters.recipes.saved import load_text, save_text
 from catome_core import PAPER_SCHEDULES, AdaptiveMerge, CheckpointSchedule, Lattice, checks
 
 Metric = Literal["input", "output"]
 METRICS: tuple[Metric, ...] = get_args(Metric)
-LEVELS = ("auto", "top", "all")
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,8 @@ class MergeRecipe:
         segment: With scope="block", how many consecutive blocks at most share one merge before the first and one
             unmerge after the last.
         during: The part of the run in which tokens merge, as fractions of its steps: step s of n merges if
-            during[0] <= s / n < during[1]. Outside it the model runs as if nothing were attached.
+            during[0] <= s / n < during[1]. Outside it the model runs as if nothing were attached. "auto" leaves it to
+            `attach`.
 
     Raises:
         TypeError: If a value has another type; "no" is not False, and True is not 1.
@@ -66,7 +66,7 @@ class MergeRecipe:
     seed: int = 0
     metric: Metric = "input"
     segment: int = 1
-    during: tuple[float, float] = (0.0, 1.0)
+    during: tuple[float, float] | Literal["auto"] = (0.0, 1.0)
 
     def __post_init__(self) -> None:
         policies = "an AdaptiveMerge, such as AdaptiveMerge(threshold=0.7), or a Lattice"
@@ -77,11 +77,11 @@ class MergeRecipe:
         checks.flag("proportional", self.proportional)
         checks.one_of("metric", self.metric, METRICS)
         checked = {
-            "levels": _check_levels(self.levels),
-            "stride": _check_stride(self.stride),
+            "levels": check_levels(self.levels),
+            "stride": check_stride(self.stride),
             "seed": checks.integer("seed", self.seed, "a number that random destinations are drawn with"),
             "segment": checks.integer("segment", self.segment, "a number of blocks, 1 or more", least=1),
-            "during": _check_during(self.during),
+            "during": check_during(self.during),
         }
         for name, value in checked.items():
             object.__setattr__(self, name, value)
@@ -93,11 +93,16 @@ class MergeRecipe:
     def merges_at(self, step: int, total: int) -> bool:
         """Whether tokens merge in step `step`, from 0, of a run of `total`.
 
+        Raises:
+            ValueError: If `during` is "auto", since it is unknown what network this is for.
+
         Examples:
             >>> recipe = MergeRecipe(during=(0.2, 0.8))
             >>> [step for step in range(10) if recipe.merges_at(step, 10)]
             [2, 3, 4, 5, 6, 7]
         """
+        if self.during == "auto":
+            raise ValueError("during is 'auto', which only attach can decide; give two fractions, such as (0.3, 1.0)")
         return self.during[0] <= step / total < self.during[1]
 
     def strides(self, shape: tuple[int, ...]) -> int | tuple[int, ...]:
@@ -162,28 +167,3 @@ def _kind_of_policy(values: Any) -> type[AdaptiveMerge | Lattice]:
     """The kinds have no field in common."""
     is_lattice = isinstance(values, dict) and any(one.name in values for one in fields(Lattice))
     return Lattice if is_lattice else AdaptiveMerge
-
-
-def _check_levels(levels: Any) -> str | tuple[int, ...]:
-    if isinstance(levels, str):
-        checks.one_of("levels", levels, LEVELS, " or factors such as (1, 2)")
-        return levels
-    factors = checks.integers("levels", levels, f"one of {LEVELS} or factors such as (1, 2)", least=1)
-    if not factors:
-        raise ValueError(f"levels is {levels!r}; expected at least one factor, such as (1,), or one of {LEVELS}")
-    return factors
-
-
-def _check_stride(stride: Any) -> int | tuple[int, ...]:
-    expected = "a positive number for height and width, or one for each dimension"
-    if isinstance(stride, Sequence):
-        return checks.integers("stride", stride, expected, least=1, lengths=(2, 3))
-    return checks.integer("stride", stride, expected, least=1)
-
-
-def _check_during(during: Any) -> tuple[float, ...]:
-    expected = "two rising fractions of the run, such as (0.2, 1.0) to leave the first fifth of the steps unmerged"
-    parts = checks.numbers("during", during, expected, least=0, most=1, lengths=(2,))
-    if parts[0] >= parts[1]:
-        raise ValueError(f"during is {during!r}; expected {expected}")
-    return parts

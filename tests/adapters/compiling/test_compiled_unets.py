@@ -6,12 +6,12 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 
 from catome_adapters import MergeRecipe, attach
-from catome_bench.models.pipeline import ClassConditionalPipeline, class_tokens
-from catome_bench.models.untrained import build_scheduler, build_unet
+from catome_bench.models.pipeline import class_tokens
+from catome_bench.models.untrained import build_unet
 from catome_core import AdaptiveMerge
 from running import make_recipe
 from zoo.noise import noise, seeded
-from zoo.pipeline_parts import quiet
+from zoo.unet_pipelines import class_pipeline, draw
 
 pytestmark = pytest.mark.usefixtures("fresh_compiler", "without_gradients")
 
@@ -62,17 +62,13 @@ def test_what_was_compiled_and_called_before_attach_merges_and_after_detach_does
 @pytest.mark.parametrize("destination", ["top-left", "random"])
 def test_a_compiled_pipeline_with_the_ladder_draws_the_same_picture_twice(destination):
     """The first run finds no memory and allocates in the graph; that must not change the picture."""
-    pipe = quiet(ClassConditionalPipeline(bench_unet(), build_scheduler()))
+    pipe = class_pipeline()
     recipe = MergeRecipe(AdaptiveMerge(0.2, spare="fill", destination=destination))
-
-    def draw():
-        return pipe(["cat"], size=32, num_inference_steps=12, generator=torch.Generator().manual_seed(0))
-
     with attach(pipe, recipe):
-        eager = draw()
+        eager = draw(pipe, size=32, steps=12)
     with attach(pipe, recipe) as session:
         pipe.unet.compile(fullgraph=True, backend="eager")
-        first, second = draw(), draw()
+        first, second = (draw(pipe, size=32, steps=12) for _ in range(2))
         assert session.summary().merged_fraction > 0.2
     assert torch.equal(first, second)
     torch.testing.assert_close(first, eager, atol=1e-4, rtol=1e-3)

@@ -10,9 +10,10 @@ from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 from catome_adapters import RECIPES, MergeRecipe, attach, predict_site
 from catome_adapters.prediction import rates
 from catome_adapters.prediction.rates import DeviceRates
-from catome_core import Lattice, NearField, TokenGrid
+from catome_core import Lattice, MergeWarning, NearField, TokenGrid
 from lattice_by_hand import CASES, WIDE
 from running import ONCE, TOTAL, assert_same, call, run
+from zoo.own_models import hugging_face_vit
 from zoo.transformers import ARCHITECTURES
 from zoo.unet_pipelines import class_pipeline, draw
 from zoo.unets import SD
@@ -49,11 +50,34 @@ def test_share_that_a_query_does_not_see_leaves_out_the_near_field():
     assert 0 < share < 0.75
 
 
-@pytest.mark.parametrize(("name", "near"), [("SD", None), ("Flux", 1), ("PixArt", 1)])
-def test_recipes_leave_the_near_field_to_the_network(name, near):
+@pytest.mark.parametrize(
+    ("name", "near", "during"), [("SD", None, (0.0, 1.0)), ("Flux", 1, (0.3, 1.0)), ("PixArt", 1, (0.3, 1.0))]
+)
+def test_recipes_leave_near_fields_and_first_steps_to_the_network(name, near, during):
     network = (SD if name == "SD" else ARCHITECTURES[name]).network()
     with attach(network, replace(RECIPES["balanced"], levels="all")) as session:
-        assert session.recipe.policy == Lattice(near=near)
+        assert (session.recipe.policy, session.recipe.during) == (Lattice(near=near), during)
+        assert (f"during {during}" in session.report()) == (during != (0.0, 1.0))
+
+
+def test_a_network_without_steps_has_no_first_ones_to_leave_alone():
+    recipe = MergeRecipe(Lattice(moving=False, near="auto"), scope="keys", levels="all", during="auto")
+    with attach(hugging_face_vit(), recipe) as session:
+        assert (session.recipe.policy.near, session.recipe.during) == (1, (0.0, 1.0))
+
+
+@torch.no_grad()
+def test_a_named_recipe_leaves_the_first_steps_of_a_transformer_alone():
+    """Three of ten, bit for bit; then it merges."""
+    case = WIDE["PixArt"]
+    network = case.model.network()
+    with attach(network, replace(RECIPES["balanced"], levels="all")) as session:
+        steps = []
+        for step in range(10):
+            session.begin_step(step, 10)
+            steps.append(case.model.call(network, size=case.size))
+    plain = case.model.call(network, size=case.size)
+    assert [torch.equal(seen, plain) for seen in steps] == [True] * 3 + [False] * 7
 
 
 @torch.no_grad()
@@ -150,3 +174,19 @@ def test_backend_is_substituted_only_where_keys_are_intercepted(name, warns, mon
     finally:
         _AttentionBackendRegistry.set_active_backend("native")
     assert any("'flash' cannot be made aware" in str(one.message) for one in recwarn) is warns
+
+
+@torch.no_grad()
+def test_a_run_that_is_too_short_to_merge_warns_with_the_remedy():
+    """A single step is the first one, which a transformer is left to lay out."""
+    case = WIDE["PixArt"]
+    network = case.model.network()
+    with attach(network, replace(RECIPES["balanced"], levels="all")) as session:
+        session.begin_step(0, 1)
+        case.model.call(network, size=case.size)
+        with pytest.warns(MergeWarning, match=r"this run of 1 step, .* during=\(0\.3, 1\.0\)\. Draw in more steps"):
+            session.begin_step(0, 1)
+    with attach(network, replace(RECIPES["balanced"], levels="all", during=(0.0, 1.0))) as session:
+        session.begin_step(0, 1)
+        case.model.call(network, size=case.size)
+        assert session.summary().merged_fraction > 0
