@@ -73,17 +73,10 @@ def lattices(arch: Arch) -> dict[str, MergeRecipe]:
     }
 
 
-def late(arch: Arch) -> dict[str, MergeRecipe]:
-    """Recipes that leave the first steps alone, in which the picture of a DiT is decided."""
-    if arch == "unet":
-        return {}
-    every = {name: RECIPES[name] for name in ("balanced", "fast")} | {"1/16": lattices(arch)["1/16 lattice, near 1"]}
-    starts = {"20 %": 0.2, "30 %": 0.3}
-    return {
-        f"{name}, from {start}": replace(recipe, during=(share, 1.0))
-        for name, recipe in every.items()
-        for start, share in starts.items()
-    }
+def from_the_start(arch: Arch) -> dict[str, MergeRecipe]:
+    """Recipes that leave the first steps of a DiT alone, in which the picture is laid out; here they merge in all."""
+    names = () if arch == "unet" else ("close", "balanced", "fast")
+    return {f"{name}, all steps": replace(RECIPES[name], during=(0.0, 1.0)) for name in names}
 
 
 def recipes(arch: Arch) -> dict[str, MergeRecipe]:
@@ -93,7 +86,7 @@ def recipes(arch: Arch) -> dict[str, MergeRecipe]:
     return {
         **{name: RECIPES[name] for name in ("close", "balanced", "fast", "adaptive", "keys", "paper", "todo")},
         **lattices(arch),
-        **late(arch),
+        **from_the_start(arch),
         "own cell": replace(adaptive, policy=AdaptiveMerge(radius=0, spare="fill")),
         "25 %": fixed_share(0.25),
         "50 %": fixed_share(0.5),
