@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from einops import rearrange
 from torch import Tensor
-from torch.nn.functional import multi_head_attention_forward, scaled_dot_product_attention
+from torch.nn.functional import linear, multi_head_attention_forward, scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
 from catome_core.attention.channels import attend_with_channels
@@ -49,6 +49,8 @@ class InterceptAttention(TorchFunctionMode):
 
     Attributes:
         was_called: Whether such an attention was called.
+        projected: Whether anything was projected. A cache that returns what attention gave in an earlier step projects
+            nothing.
         required: Whether attention that is not changed would be wrong.
         length: Number of keys that identifies the call to intercept.
 
@@ -89,7 +91,7 @@ class InterceptAttention(TorchFunctionMode):
         self.near = near
         self.plan, self.merge_keys, self.all_calls, self.takes_mask = plan, merge_keys, all_calls, takes_mask
         self.mask = SlotMask(plan, not merge_keys, needs_bias, proportional)
-        self.was_called = False
+        self.was_called = self.projected = False
         self.required = needs_bias or merge_keys
         self.length = (plan.slot if merge_keys else plan.size).shape[1]
 
@@ -102,6 +104,7 @@ class InterceptAttention(TorchFunctionMode):
             return self._on_fused(bind_fused(args, kwargs))
         if func is multi_head_attention_forward:
             return self._on_multihead(args, kwargs)
+        self.projected = self.projected or func is linear
         return func(*args, **kwargs)
 
     def _on_fused(self, call: dict[str, Any]) -> Tensor:

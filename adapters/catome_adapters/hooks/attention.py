@@ -91,7 +91,6 @@ class SelfAttention:
         self.site, self.module, self.scope, self.state, self.needs = site, module, scope, state, needs
         self.on_output, self.kind, self.kernel = on_output, type(module), kernel_for(module, needs)
         self.by_arguments = ByArguments(site, module, needs) if site.layout.takes_keys else None
-        self.was_intercepted = False
         # Looked up here: in compiled code, by the module, it would be another graph for every block.
         self.signature, self.sees_text = Signature.of(module), module is site.attention
         module.__class__ = _enclosed(self.kind)
@@ -174,10 +173,10 @@ class SelfAttention:
 
     def _expect_interception(self, context: object) -> None:
         if isinstance(context, InterceptAttention) and context.required:
-            # What a cache over steps returns was computed, and intercepted, at an earlier step.
-            if not context.was_called and not (self.was_intercepted and find_substitutes(self.module)):
+            # What a cache over steps returns was computed in an earlier step, merged or not.
+            was_skipped = not context.projected and find_substitutes(self.module)
+            if not context.was_called and not was_skipped:
                 refuse_uncalled(self.site, self.module, context.length)
-            self.was_intercepted = True
 
 
 def run_within(contexts: Contexts, forward: Callable[..., Any], call: Arguments) -> Any:

@@ -10,6 +10,7 @@ from torch import nn
 from torch.overrides import _get_current_function_mode_stack
 
 from catome_adapters import BlockLayout, PerToken, attach
+from catome_adapters.hooks import attention
 from running import call, make_recipe
 from zoo.own_blocks import OwnSoftmax, Trunk
 from zoo.own_models import OWN_MODELS, OwnModel, rotary, stack_sites
@@ -89,6 +90,19 @@ def test_attention_that_does_not_call_torch_is_named():
     model = OwnModel(lambda: Trunk(lambda: nn.Sequential(OwnSoftmax())), partial(stack_sites, "0"))
     with pytest.raises(ValueError, match=r"stack\.0: OwnSoftmax did not call scaled_dot_product_attention"):
         run_one(model, model.network())
+
+
+def test_a_cache_excuses_only_attention_that_it_skips(monkeypatch):
+    """This one is computed, by code that cannot be intercepted."""
+    monkeypatch.setattr(attention, "find_substitutes", lambda module: [module])
+
+    def run(*parts: nn.Module) -> None:
+        model = OwnModel(lambda: Trunk(lambda: nn.Sequential(nn.Sequential(*parts))), partial(stack_sites, "0"))
+        run_one(model, model.network())
+
+    run(OwnSoftmax())
+    with pytest.raises(ValueError, match=r"stack\.0: Sequential did not call scaled_dot_product_attention"):
+        run(nn.Linear(WIDTH, WIDTH), OwnSoftmax())
 
 
 def test_interception_ends_after_an_error_inside(scope):

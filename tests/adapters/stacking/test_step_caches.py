@@ -118,6 +118,22 @@ def test_cache_inside_attention_keeps_rows_of_all_tokens_beside_merged_keys(name
     assert_same(run(subject, network), whole)
 
 
+@pytest.mark.parametrize("first", range(1, 4))
+@pytest.mark.parametrize("cache", INSIDE)
+@pytest.mark.parametrize("name", ["Flux", "Wan"])
+def test_merging_may_begin_in_a_step_that_the_cache_skips(name, cache, first):
+    """Attention that is not computed cannot be intercepted, and need not be."""
+    subject = ARCHITECTURES[name]
+    network = subject.network()
+    network.enable_cache(INSIDE[cache])
+    cached = run_cached(subject, network)
+    with attach(network, replace(KEYS["lattice"], during=(first / TOTAL, 1.0))) as session:
+        both = run_cached(subject, network, session)
+        assert_same(run_cached(subject, network, session), both)
+    assert_same(both[:first], cached[:first])
+    assert set(differing_steps(both, cached)) & {first, first + 1}
+
+
 @pytest.mark.parametrize("cache", INSIDE)
 def test_near_field_of_the_whole_grid_leaves_the_cache_as_it_is_alone(cache):
     subject, exact = ARCHITECTURES["Flux"], MergeRecipe(Lattice(near=8), scope="keys", levels="all")
