@@ -12,7 +12,7 @@ from torch.overrides import _get_current_function_mode_stack
 from catome_adapters import BlockLayout, PerToken, attach
 from catome_adapters.hooks import attention
 from running import call, make_recipe
-from zoo.own_blocks import OwnSoftmax, Trunk
+from zoo.own_blocks import WIDTH, OwnSoftmax, Trunk
 from zoo.own_models import OWN_MODELS, OwnModel, rotary, stack_sites
 
 pytestmark = pytest.mark.usefixtures("without_gradients")
