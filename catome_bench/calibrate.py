@@ -16,7 +16,7 @@ from catome_bench.calibration.choose import Choice, best_choices
 from catome_bench.calibration.damage import find_refusals
 from catome_bench.calibration.goal import Fidelity, Goal, Outcome, Speed
 from catome_bench.calibration.measure import Found, measure
-from catome_bench.calibration.partial import Measurements
+from catome_bench.calibration.measurements import Measurements
 from catome_bench.calibration.result import NAME, Calibration, describe_fit, describe_held_out
 from catome_bench.calibration.rounds import reach
 from catome_bench.calibration.takes import Takes
@@ -42,7 +42,7 @@ def calibrate(
     floor_psnr: float | None = None,
     speedup: float | None = None,
     seeds: Iterable[int] = range(2),
-    partial: str | Path | None = None,
+    measurements: str | Path | None = None,
     progress: bool = True,
 ) -> Calibration:
     """Measure what merging costs and saves in each group of blocks, and choose what is best for one goal.
@@ -57,7 +57,7 @@ def calibrate(
         floor_psnr: Be as fast as possible at this PSNR, in dB, of the mean squared error; by default 40.
         speedup: Be as close as possible at this speed-up, from the call to the picture, instead.
         seeds: Of every call, for the pictures of the fit; those of the comparison follow the highest of them.
-        partial: A file that keeps what is measured, and from which the same call goes on; delete it in the end.
+        measurements: A file that keeps what is measured, from which the same call goes on, and another goal begins.
         progress: Whether to show bars, and beforehand the time that it takes at most.
 
     Returns:
@@ -68,7 +68,7 @@ def calibrate(
         TypeError: If it has no network, a call returns no pictures, or a number is none.
         ValueError: If both goals are given, or one is out of range; if there is no call or seed; if the pipeline is
             compiled, or has no steps or no tokens to merge; if what is drawn is not finite; if nothing saves time at
-            this size; or if `partial` holds the measurements of another call. Whatever is raised, nothing is left
+            this size; or if `measurements` is of another call. Whatever is raised, nothing is left
             attached.
 
     Examples:
@@ -83,7 +83,7 @@ def calibrate(
     sites = _check_pipeline(pipe, calls, seeds)
     takes = Takes(pipe, calls, seeds)
     settings = _settings(pipe, sites, calls, seeds)
-    found = measure(takes, sites, Measurements(Path(partial) if partial else None, settings), progress)
+    found = measure(takes, sites, Measurements(Path(measurements) if measurements else None, settings), progress)
     goal = Fidelity(FLOOR if floor_psnr is None else floor_psnr) if speedup is None else Speed(speedup, takes.seconds)
     outcome = _choose(takes, found, goal, settings["model"])
     about = {"prompts": len(calls), "steps": found.schedule and found.schedule.of, "date": _today()}

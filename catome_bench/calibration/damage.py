@@ -22,7 +22,7 @@ from catome_bench.calibration.clock import (
     seconds_saved,
     timed_blocks,
 )
-from catome_bench.calibration.partial import Measurements
+from catome_bench.calibration.measurements import Measurements
 from catome_bench.calibration.takes import Takes
 from catome_bench.comparison.drawing import Drawn, device_of
 from catome_bench.models.artist import unmerged_is_fine

@@ -13,8 +13,8 @@ from catome_adapters.recipes.named import EVERY_STEP
 from catome_bench.calibration.candidates import PARTS, candidates, in_part
 from catome_bench.calibration.damage import Effect, find_refusals, measure_effects
 from catome_bench.calibration.groups import group_sites
+from catome_bench.calibration.measurements import Measurements
 from catome_bench.calibration.pairs import Layer, average, mean_distance, record_layers
-from catome_bench.calibration.partial import Measurements
 from catome_bench.calibration.schedule import choose_schedule
 from catome_bench.calibration.takes import Takes
 from catome_core import CheckpointSchedule

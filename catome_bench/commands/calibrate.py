@@ -28,7 +28,7 @@ def run_calibration(
 ) -> None:
     """Measure, choose, print a table, and write the recipe to `output`.
 
-    What was measured lies beside it until then, and a run that was broken off goes on with it.
+    What is measured lies beside it: a run that was broken off goes on with it, and another goal begins with it.
 
     Args:
         model: As `open_pipeline` takes it.
@@ -45,17 +45,17 @@ def run_calibration(
         typer.BadParameter: If the model cannot be opened, does not take a prompt or an option, or draws nothing that
             can be compared; if nothing saves time, the goals contradict, or `output` could not be written.
     """
-    partial = output.with_name(f"{output.name}.partial")
+    measurements = output.with_name(f"{output.stem}-measurements.jsonl")
     try:
         pipe, calls = open_calls(model, prompts, sizes, device, dtype)
-        for file in (output, figures_file(output), partial):
+        for file in (output, figures_file(output), measurements):
             check_file(file, "--output")
         pipe.set_progress_bar_config(disable=True)
         calibration = calibrate(
-            pipe, calls, floor_psnr=floor_psnr, speedup=speedup, seeds=range(seeds), partial=partial
+            pipe, calls, floor_psnr=floor_psnr, speedup=speedup, seeds=range(seeds), measurements=measurements
         )
     except (ValueError, torch.OutOfMemoryError) as error:
         raise typer.BadParameter(str(error)) from error
     figures = calibration.save(output)
-    partial.unlink()
-    typer.echo(f"{calibration}\nwritten: {output}, the recipe, and {figures}, all figures")
+    written = f"{output}, the recipe; {figures}, all figures; {measurements}, with which another goal takes minutes"
+    typer.echo(f"{calibration}\nwritten: {written}")

@@ -7,11 +7,12 @@ from torch._dynamo.testing import CompileCounter
 
 from catome_adapters import MergeRecipe, attach
 from catome_bench.models.pipeline import class_tokens
-from catome_bench.models.untrained import build_unet
+from catome_bench.models.untrained import CLASS_NAMES, build_unet
 from catome_core import AdaptiveMerge
 from running import make_recipe
 from zoo.noise import noise, seeded
 from zoo.unet_pipelines import class_pipeline, draw
+from zoo.unets import CLASSES, class_unet
 
 pytestmark = pytest.mark.usefixtures("fresh_compiler", "without_gradients")
 
@@ -24,19 +25,20 @@ def bench_unet() -> nn.Module:
         return build_unet().eval()
 
 
-def inputs_of(step: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Sample, timestep and class tokens."""
-    return noise(2, 12, 16, 16, seed=step), torch.tensor(20 - step), class_tokens(torch.tensor([0, 6]), 6).float()
+def inputs_of(step: int, classes: int = len(CLASSES)) -> tuple[Tensor, Tensor, Tensor]:
+    """Sample, timestep and class tokens; of the second sample, those of no class."""
+    tokens = class_tokens(torch.tensor([0, classes]), classes).float()
+    return noise(2, 12, 16, 16, seed=step), torch.tensor(20 - step), tokens
 
 
-def twenty_steps(session, network) -> None:
+def twenty_steps(session, network, classes: int = len(CLASSES)) -> None:
     for step in range(20):
         session.begin_step(step, 20)
-        network(*inputs_of(step))
+        network(*inputs_of(step, classes))
 
 
 def test_a_whole_unet_compiles_without_a_break(scope):
-    unet = bench_unet()
+    unet = class_unet()
     recipe = make_recipe(scope, **OPTIONS)
     counter = CompileCounter()
     compiled = torch.compile(unet, fullgraph=True, backend=counter)
@@ -46,7 +48,7 @@ def test_a_whole_unet_compiles_without_a_break(scope):
 
 
 def test_what_was_compiled_and_called_before_attach_merges_and_after_detach_does_not():
-    unet = bench_unet()
+    unet = class_unet()
     compiled = torch.compile(unet, fullgraph=True, backend="eager")
     inputs = inputs_of(0)
     before = compiled(*inputs).sample
@@ -79,12 +81,12 @@ def test_regional_compile_takes_two_small_graphs_more_for_all_merged_blocks():
     unpatched = CompileCounter()
     unet = bench_unet()
     unet.compile_repeated_blocks(fullgraph=True, backend=unpatched)
-    unet(*inputs_of(0))
+    unet(*inputs_of(0, len(CLASS_NAMES)))
     torch.compiler.reset()
     merged = CompileCounter()
     unet = bench_unet()
     with attach(unet, make_recipe(**OPTIONS)) as session:
-        twenty_steps(session, unet)
+        twenty_steps(session, unet, len(CLASS_NAMES))
         unet.compile_repeated_blocks(fullgraph=True, backend=merged)
-        twenty_steps(session, unet)
+        twenty_steps(session, unet, len(CLASS_NAMES))
     assert merged.frame_count == unpatched.frame_count + 2

@@ -122,11 +122,11 @@ def test_what_is_saved_is_what_was_found(calibration, tmp_path):
 def test_a_run_that_was_broken_off_goes_on_and_measures_nothing_twice(tmp_path):
     whole, first, second = Counted(), Counted(8), Counted()
     wanted = of(tiny(), whole)
-    file, pipe = tmp_path / "partial", tiny()
+    file, pipe = tmp_path / "fit.jsonl", tiny()
     with pytest.raises(KeyboardInterrupt):
-        of(pipe, first, partial=file)
+        of(pipe, first, measurements=file)
     assert sessions(pipe) == []
-    found = of(pipe, second, partial=file)
+    found = of(pipe, second, measurements=file)
     assert found.recipe.recipes == wanted.recipe.recipes and found.damage == wanted.damage
     assert settings_of(first) and settings_of(second)
     assert settings_of(first) + settings_of(second) == settings_of(whole)
@@ -139,13 +139,13 @@ def settings_of(call: Counted) -> Counter[str]:
 
 @pytest.mark.usefixtures("saves", "few")
 def test_another_goal_goes_on_with_the_same_measurements(tmp_path):
-    of(tiny(), partial=tmp_path / "partial", floor_psnr=60)
+    of(tiny(), measurements=tmp_path / "fit.jsonl", floor_psnr=60)
     call = Counted()
     with pytest.raises(ValueError, match=r"holds measurements of a run with calls=.*; delete it, or pass another"):
-        of(tiny(), call, partial=tmp_path / "partial")
-    before = (tmp_path / "partial").read_text()
-    assert of(tiny(), partial=tmp_path / "partial", speedup=1.001).recipe.fit["goal"] == "1.001x"
-    assert (tmp_path / "partial").read_text() == before
+        of(tiny(), call, measurements=tmp_path / "fit.jsonl")
+    before = (tmp_path / "fit.jsonl").read_text()
+    assert of(tiny(), measurements=tmp_path / "fit.jsonl", speedup=1.001).recipe.fit["goal"] == "1.001x"
+    assert (tmp_path / "fit.jsonl").read_text() == before
 
 
 @pytest.mark.usefixtures("saves", "few")
@@ -203,7 +203,7 @@ def test_whatever_is_raised_leaves_the_pipeline_and_the_folder_as_they_were(
 ):
     pipe = build()
     with pytest.raises(error, match=message):
-        of(pipe, call, partial=tmp_path / "partial", **options)
+        of(pipe, call, measurements=tmp_path / "fit.jsonl", **options)
     if hasattr(pipe, "transformer"):
         assert sessions(pipe) == []
     assert list(tmp_path.iterdir()) == []

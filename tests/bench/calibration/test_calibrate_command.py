@@ -9,6 +9,7 @@ import torch
 
 from catome_adapters.recipes.calibrated import CalibratedRecipe
 from catome_bench import open as opening
+from catome_bench.calibration.measurements import Measurements
 from catome_bench.calibration.result import Calibration
 from catome_bench.commands import calibrate as command
 from commands import invoke, refusal
@@ -44,7 +45,11 @@ def test_a_saved_pipeline_is_calibrated_and_its_recipe_taken_by_the_other_comman
     out = tmp_path / "out"
     result = run(tmp_path / "model", "--prompt", "a cat", *sizes, "--output", out / "recipe.json")
     assert result.exit_code == 0, result.output
-    assert sorted(file.name for file in out.iterdir()) == ["recipe-calibration.json", "recipe.json"]
+    assert sorted(file.name for file in out.iterdir()) == [
+        "recipe-calibration.json",
+        "recipe-measurements.jsonl",
+        "recipe.json",
+    ]
     recipe = CalibratedRecipe.load(out / "recipe.json")
     assert recipe.recipes and recipe.fit["calls"][0]["prompt"] == "a cat" and recipe.fit["steps"] == 2
     figures = json.loads((out / "recipe-calibration.json").read_text())
@@ -68,12 +73,22 @@ def test_a_run_that_was_broken_off_goes_on(shipped, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Calibration, "save", interrupt)
         assert run(*arguments).exit_code == 130
-    kept = Path("mine.json.partial").read_text()
-    assert [path.name for path in Path().iterdir()] == ["mine.json.partial"]
+    kept = Path("mine-measurements.jsonl").read_text()
+    assert [path.name for path in Path().iterdir()] == ["mine-measurements.jsonl"]
     assert "with seeds=[0], not [0, 1]; delete it, or pass another" in refused(*arguments, "--seeds", 2)
-    assert Path("mine.json.partial").read_text() == kept
+    assert Path("mine-measurements.jsonl").read_text() == kept
     assert run(*arguments).exit_code == 0
-    assert sorted(path.name for path in Path().iterdir()) == ["mine-calibration.json", "mine.json"]
+    written = ["mine-calibration.json", "mine-measurements.jsonl", "mine.json"]
+    assert sorted(path.name for path in Path().iterdir()) == written
+    assert Path("mine-measurements.jsonl").read_text() == kept
+
+
+def test_another_goal_measures_nothing_again(shipped, monkeypatch):
+    arguments = ["dit", "--prompt", "cat", "--height", 16, "--output", "mine.json"]
+    assert run(*arguments).exit_code == 0
+    monkeypatch.setattr(Measurements, "_append", interrupt)
+    assert run(*arguments, "--speedup", 1.001).exit_code == 0
+    assert json.loads(Path("mine.json").read_text())["fit"]["goal"] == "1.001x"
 
 
 def interrupt(*_: object) -> None:

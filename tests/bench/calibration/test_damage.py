@@ -11,7 +11,7 @@ from catome_bench.calibration import damage
 from catome_bench.calibration.candidates import MATCHED_SCOPES, PARTS, candidates
 from catome_bench.calibration.damage import find_refusals, measure_effects, run_parts, saved_in
 from catome_bench.calibration.groups import group_sites
-from catome_bench.calibration.partial import Measurements
+from catome_bench.calibration.measurements import Measurements
 from catome_bench.calibration.takes import Takes, seconds_of
 from catome_core import CheckpointSchedule
 from zoo.class_pipelines import tiny_shipped

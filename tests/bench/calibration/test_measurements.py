@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from catome_bench.calibration.partial import Measurements
+from catome_bench.calibration.measurements import Measurements
 
 SETTINGS = {"seeds": [0, 1], "calls": [{"prompt": "a cat"}]}
 
@@ -16,7 +16,7 @@ def never() -> None:
 
 @pytest.fixture
 def path(tmp_path) -> Path:
-    return tmp_path / "recipe.json.partial"
+    return tmp_path / "recipe-measurements.jsonl"
 
 
 def test_a_value_is_measured_once_also_by_later_runs(path):
