@@ -20,10 +20,11 @@ def explain_unmerged(records: Sequence[StepRecord], recipe: MergeRecipe, default
         default: The size of the first site's grid at the model's default size, about which `attach` warns.
     """
     if records and not any(record.merging for record in records):
-        steps = f"{len(records)} step{'' if len(records) == 1 else 's'}"
+        first, last = records[0].step, records[-1].step
+        steps = f"step {first}" if first == last else f"steps {first} to {last}"
         return (
-            f"nothing merged in this run of {steps}, since none is in the part of the run in which the recipe merges, "
-            f"during={recipe.during}. Draw in more steps, or merge in all: during=(0.0, 1.0)"
+            f"nothing merged in this run of {steps}, which are not in the part of the schedule in which the recipe "
+            f"merges, during={recipe.during}. Draw in more steps, or merge in all: during=(0.0, 1.0)"
         )
     # In a run that is left alone, all steps have the same ones.
     plans = [*{id(plan): plan for record in records if record.merging for plan in record.plans}.values()]

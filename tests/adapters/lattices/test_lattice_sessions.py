@@ -184,7 +184,7 @@ def test_a_run_that_is_too_short_to_merge_warns_with_the_remedy():
     with attach(network, replace(RECIPES["balanced"], levels="all")) as session:
         session.begin_step(0, 1)
         case.model.call(network, size=case.size)
-        with pytest.warns(MergeWarning, match=r"this run of 1 step, .* during=\(0\.3, 1\.0\)\. Draw in more steps"):
+        with pytest.warns(MergeWarning, match=r"this run of step 0, .* during=\(0\.3, 1\.0\)\. Draw in more steps"):
             session.begin_step(0, 1)
     with attach(network, replace(RECIPES["balanced"], levels="all", during=(0.0, 1.0))) as session:
         session.begin_step(0, 1)

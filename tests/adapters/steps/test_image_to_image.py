@@ -16,6 +16,7 @@ from diffusers import (
 )
 
 from catome_adapters import attach
+from catome_core import MergeWarning
 from stepping import SCHEDULE, counting_recipe, expected_calls
 from zoo.noise import noise
 from zoo.pipeline_parts import ddim
@@ -53,7 +54,8 @@ def test_first_part_of_the_schedule_is_over_when_image_to_image_begins(scheduler
     unpatched = redraw(pipe)
     with attach(pipe, counting_recipe()):
         merged = redraw(pipe)
-    with attach(pipe, replace(counting_recipe(), during=(0.0, 0.4))):
+    over = pytest.warns(MergeWarning, match=r"nothing merged in this run of steps .* during=\(0\.0, 0\.4\)")
+    with attach(pipe, replace(counting_recipe(), during=(0.0, 0.4))), over:
         assert torch.equal(redraw(pipe), unpatched)
     with attach(pipe, replace(counting_recipe(), during=(0.4, 1.0))):
         assert torch.equal(redraw(pipe), merged)
