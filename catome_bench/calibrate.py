@@ -68,8 +68,7 @@ def calibrate(
         TypeError: If it has no network, a call returns no pictures, or a number is none.
         ValueError: If both goals are given, or one is out of range; if there is no call or seed; if the pipeline is
             compiled, or has no steps or no tokens to merge; if what is drawn is not finite; if nothing saves time at
-            this size; or if `measurements` is of another call. Whatever is raised, nothing is left
-            attached.
+            this size; or if `measurements` is of another call. Whatever is raised, nothing is left attached.
 
     Examples:
         >>> from catome_bench.models import load_shipped

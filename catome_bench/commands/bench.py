@@ -8,6 +8,7 @@ import logging
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -97,9 +98,7 @@ def run_jobs(jobs: Sequence[Job], report: dict[str, Any], output: Path, seconds:
             console.print(render_measured(report["tables"][-1], job.title))
             draw_scatter(report["tables"][-1], output)
         write_report(report, output)
-    # After an error, the next run goes on with what was drawn.
-    if not any(table["note"] for table in report["tables"]):
-        shutil.rmtree(partial_folder(output), ignore_errors=True)
+    forget_pictures(report["tables"], output)
     if report["not_begun"]:
         console.print(f"no time left for: {'; '.join(report['not_begun'])}")
     console.print(f"written to {output}")
@@ -108,6 +107,15 @@ def run_jobs(jobs: Sequence[Job], report: dict[str, Any], output: Path, seconds:
 def partial_folder(output: Path) -> Path:
     """Where the pictures of an unfinished run are."""
     return output.with_name(f"{output.name}.partial")
+
+
+def forget_pictures(tables: Sequence[dict[str, Any]], output: Path) -> None:
+    """Delete those of finished tables; after an error, or at another level, they stay for the next run."""
+    for table in tables:
+        if table["level"] == "pipeline" and not table["note"]:
+            shutil.rmtree(partial_folder(output) / table["case"], ignore_errors=True)
+    with suppress(OSError):  # not empty, or not there
+        partial_folder(output).rmdir()
 
 
 def run_job(job: Job) -> dict[str, Any]:

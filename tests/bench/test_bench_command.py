@@ -144,6 +144,8 @@ def test_pictures_survive_an_error_and_the_next_run_goes_on_with_them(small_suit
     assert report["tables"][0]["note"] == "RuntimeError: no such decomposition"
     kept = sorted(file.stem for file in (tmp_path / "out.json.partial").rglob("*.pt"))
     assert kept == ["0", "0"]
+    run_command("--level", "block", "--case", "wan-480p", output=tmp_path / "out.json")
+    assert sorted(file.stem for file in (tmp_path / "out.json.partial").rglob("*.pt")) == kept
     monkeypatch.setattr(pictures, "frechet_distance", compared)
     _, report = run_command(*few, output=tmp_path / "out.json")
     assert report["tables"][0]["note"] == ""

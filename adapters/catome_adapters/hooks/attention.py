@@ -172,11 +172,11 @@ class SelfAttention:
         return tokens[:, first : first + self.state.length]
 
     def _expect_interception(self, context: object) -> None:
-        if isinstance(context, InterceptAttention) and context.required:
-            # What a cache over steps returns was computed in an earlier step, merged or not.
-            was_skipped = not context.projected and find_substitutes(self.module)
-            if not context.was_called and not was_skipped:
-                refuse_uncalled(self.site, self.module, context.length)
+        if not isinstance(context, InterceptAttention) or not context.required or context.was_called:
+            return
+        # What a cache over steps returns was computed in an earlier step, merged or not.
+        if context.projected or not find_substitutes(self.module):
+            refuse_uncalled(self.site, self.module, context.length)
 
 
 def run_within(contexts: Contexts, forward: Callable[..., Any], call: Arguments) -> Any:
