@@ -109,6 +109,7 @@ def bench(
     steps: Annotated[list[int] | None, typer.Option(min=1, max=1000, help="Pictures: lengths of the runs.")] = None,
     images: given.Images = 4,
     size: given.Size = 128,
+    batch: Annotated[int, typer.Option(min=1, help="Pictures: so many in one call.")] = 1,
     output: Annotated[Path, typer.Option(help="JSON file, written anew after every table.")] = Path("benchmark.json"),
     device: given.Device = None,
 ) -> None:
@@ -121,7 +122,7 @@ def bench(
         suite,
         repeats=repeats,
         subjects=subject or (),
-        pictures={"steps": steps or (50, 10), "images": images, "size": size},
+        pictures={"steps": steps or (50, 10), "images": images, "size": size, "batch": batch},
         output=output,
         device=device,
     )

@@ -38,7 +38,7 @@ def integers(
         >>> integers("steps", [0, 8], "step numbers from 0", least=0)
         (0, 8)
     """
-    return _convert(name, value, _items(name, value, expected, lengths), expected, _to_int, least, None)
+    return _convert(name, value, items(name, value, expected, lengths), expected, _to_int, least, None)
 
 
 def number(name: str, value: object, expected: str, *, least: float, most: float | None = None) -> float:
@@ -50,7 +50,7 @@ def numbers(
     name: str, value: object, expected: str, *, least: float, most: float | None = None, lengths: Sequence[int] = ()
 ) -> tuple[float, ...]:
     """Numbers, of one of these lengths if there are any."""
-    return _convert(name, value, _items(name, value, expected, lengths), expected, _to_float, least, most)
+    return _convert(name, value, items(name, value, expected, lengths), expected, _to_float, least, most)
 
 
 def flag(name: str, value: object) -> bool:
@@ -100,18 +100,28 @@ def located(prefix: str, error: TypeError | ValueError) -> TypeError | ValueErro
     return (TypeError if isinstance(error, TypeError) else ValueError)(f"{prefix}{error}")
 
 
+def items(name: str, value: Any, expected: str, lengths: Sequence[int] = ()) -> tuple[Any, ...]:
+    """The values of a sequence or an array, so many of them if there are lengths."""
+    if not hasattr(value, "__len__") or isinstance(value, (str, Mapping)):
+        raise TypeError(_message(name, value, expected))
+    found: tuple[Any, ...] = tuple(value)
+    if lengths and len(found) not in lengths:
+        raise ValueError(_message(name, value, expected))
+    return found
+
+
 def _convert(
     name: str,
     value: object,
-    items: Sequence[object],
+    parts: Sequence[object],
     expected: str,
     to_number: Callable[[Any], Number | None],
     least: Number | None,
     most: Number | None,
 ) -> tuple[Number, ...]:
     found: list[Number] = []
-    for item in items:
-        converted = to_number(item)
+    for part in parts:
+        converted = to_number(part)
         if converted is None:
             raise TypeError(_message(name, value, expected))
         # In this order NaN is refused.
@@ -138,15 +148,6 @@ def _to_float(value: Any) -> float | None:
     if isinstance(value, (int, float)):
         return value
     return float(value) if isinstance(value, Real) else None
-
-
-def _items(name: str, value: Any, expected: str, lengths: Sequence[int]) -> tuple[object, ...]:
-    if not hasattr(value, "__len__") or isinstance(value, (str, Mapping)):
-        raise TypeError(_message(name, value, expected))
-    items: tuple[object, ...] = tuple(value)
-    if lengths and len(items) not in lengths:
-        raise ValueError(_message(name, value, expected))
-    return items
 
 
 def _message(name: str, value: object, expected: str) -> str:

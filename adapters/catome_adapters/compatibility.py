@@ -80,7 +80,7 @@ def _needs_no_steps(site: MergeSite, recipe: MergeRecipe) -> str | None:
     fixed = "Lattice(moving=False)" if isinstance(recipe.policy, Lattice) else FIXED
     return (
         f"it belongs to a model that is called once for every input, without steps, and {reason}: use "
-        f'RECIPES["vit"], or a recipe with a fixed {fixed}, metric="input" and no during'
+        f'RECIPES["vit"], or a recipe with a fixed {fixed}, metric="input", no during and no later'
     )
 
 
@@ -91,6 +91,7 @@ def waits_for_steps(recipe: MergeRecipe) -> str | None:
         "policy.moving is True, which moves the keys": isinstance(recipe.policy, Lattice) and recipe.policy.moving,
         "metric='output' merges": recipe.metric == "output",
         "during is a part of the run, which merges": recipe.during != (0.0, 1.0),
+        "later has other cells, which merge": bool(recipe.later),
     }
     return next((f"{reason} after the first step" for reason, applies in later.items() if applies), None)
 

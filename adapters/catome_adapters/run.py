@@ -82,6 +82,11 @@ class MergeRun:
         for host in self.attachment.hosts:
             host.begin_step(True)
         self._step = step
+        part = self.recipe.part_at(step, total)
+        if part != self.attachment.known.part:
+            # What was too small for the cells so far may gain with larger ones.
+            self.settled.end()
+            self.attachment.known.begin_part(part)
         if self.settled.plans is None:
             self._begin_segments()
 

@@ -15,11 +15,13 @@ from rich.table import Table
 from catome_adapters import SCOPES, MergeRecipe, MergeSite
 from catome_adapters.prediction.seconds import TYPICAL_BATCH
 from catome_adapters.prediction.worth import MIN_GAIN
+from catome_adapters.recipes.parts import share_of_run
 from catome_adapters.reports.names import group_name
 from catome_bench.commands.options import default_device, find_recipe
 from catome_bench.planning.blueprint import read_blueprint
 from catome_bench.planning.costs import describe_graphs, held_bytes
-from catome_bench.planning.forecast import Forecast, SiteForecast, forecast, share_of_run
+from catome_bench.planning.forecast import Forecast, forecast
+from catome_bench.planning.site_forecast import SiteForecast
 
 MIN_COLUMNS = 160
 """Width of the terminal that the table needs; in a narrower one it would lose its figures."""
@@ -162,7 +164,7 @@ def _bytes(number: int) -> str:
 
 
 def _cells(result: Forecast, name: str, group: Sequence[SiteForecast]) -> list[str]:
-    (site, prediction, _), sites = group[0], [one.site for one in group]
+    (site, prediction, *_), sites = group[0], [one.site for one in group]
     return [
         f"{name} x {len(group)}" if len(group) > 1 else name,
         str(site.level),

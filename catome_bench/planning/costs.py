@@ -9,6 +9,7 @@ import torch
 from catome_adapters import SCOPES, MergeRecipe, MergeSite
 from catome_adapters.hooks.between import group_sites
 from catome_adapters.prediction.seconds import TYPICAL_BATCH, checkpoint_share, typical_grid
+from catome_adapters.recipes.parts import in_parts
 from catome_core import Lattice, MovingLattice, PairCache
 
 
@@ -34,7 +35,9 @@ def describe_graphs(recipe: MergeRecipe, denoises: bool) -> str:
 
 def _graphs_of_merging(recipe: MergeRecipe, denoises: bool) -> str:
     if isinstance(recipe.policy, Lattice):
-        return "one graph for all steps that merge" if recipe.during != (0.0, 1.0) else "one graph for all steps"
+        steps = "all steps" if recipe.during == (0.0, 1.0) else "all steps that merge"
+        kinds = len(in_parts(recipe))
+        return f"one graph for {steps}" if kinds == 1 else f"{kinds} graphs for {steps}, one for each kind of cells"
     if not denoises or checkpoint_share(recipe) == 1:
         return "one graph, which recomputes the pairs in every call"
     rung = " for every rung of the ladder in use" if recipe.policy.adapts else ""

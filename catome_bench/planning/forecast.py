@@ -5,36 +5,27 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
-from math import prod
 from typing import NamedTuple
 
-import torch
 from torch import nn
 
-from catome_adapters import SCOPES, CalibratedRecipe, MergeRecipe, MergeSite, Prediction, find_sites, predict_site
+from catome_adapters import SCOPES, CalibratedRecipe, MergeRecipe, MergeSite, find_sites
 from catome_adapters.architectures.unet import is_unet
 from catome_adapters.compatibility import check_attachable
 from catome_adapters.prediction.choose import choose_calibrated
 from catome_adapters.prediction.levels import choose_levels, predict_levels
 from catome_adapters.prediction.network import network_seconds, part_of_network
 from catome_adapters.prediction.rates import rates_for
-from catome_adapters.prediction.seconds import TYPICAL_BATCH, TYPICAL_STEPS, assumed_share, typical_grid
-from catome_adapters.prediction.worth import MIN_GAIN, Worth
+from catome_adapters.prediction.seconds import assumed_share
+from catome_adapters.prediction.worth import MIN_GAIN
 from catome_adapters.recipes.calibrated import Recipe
 from catome_adapters.recipes.decide import decide
+from catome_adapters.recipes.parts import in_parts, share_of_run
 from catome_adapters.sites.weights import Flops, count_weights
 from catome_bench.planning.blueprint import Blueprint
 from catome_bench.planning.grids import Pixels, input_size, sites_at
+from catome_bench.planning.site_forecast import SiteForecast, count_tokens, default_grid, forecast_site
 from catome_bench.planning.unet_flops import count_flops
-from catome_core import PlanKey
-
-
-class SiteForecast(NamedTuple):
-    """A site at its size, what merging is predicted to do there, and whether it merges."""
-
-    site: MergeSite
-    prediction: Prediction
-    merges: bool
 
 
 class Forecast(NamedTuple):
@@ -71,9 +62,7 @@ class Forecast(NamedTuple):
     @property
     def speedup(self) -> float:
         """Expected over a run, with the cost of merging, and with the steps that do not merge."""
-        merging = [one for one in self.sites if one.merges]
-        gain = sum(one.prediction.gain * share_of_run(self.recipes[one.site.name]) for one in merging)
-        return self.seconds / (self.seconds - gain)
+        return self.seconds / (self.seconds - sum(one.gain for one in self.sites))
 
     @property
     def merging(self) -> list[MergeSite]:
@@ -82,12 +71,17 @@ class Forecast(NamedTuple):
 
     @property
     def kept(self) -> float:
-        """Share of the tokens that is left, or of the keys that a query sees, at the first site that merges."""
+        """Share of the tokens that is left, or of the keys that a query sees, at the first site that merges.
+
+        Where cells change in the run, the mean over the steps that merge.
+        """
         if not self.merging:
             return 1.0
         recipe = self.recipes[self.merging[0].name]
-        grid = typical_grid(self.merging[0], recipe)
-        return 1.0 if grid is None else 1 - assumed_share(grid, recipe)
+        removed = [
+            share_of_run(one) * assumed_share(default_grid(self.merging[0], one), one) for one in in_parts(recipe)
+        ]
+        return 1 - sum(removed) / share_of_run(recipe)
 
     def ceiling(self, sites: Iterable[MergeSite], removed: float, scope: str) -> float:
         """Speed-up of all networks together if removing this share of the tokens of these sites were free."""
@@ -97,16 +91,6 @@ class Forecast(NamedTuple):
         """Share of the FLOPs that the scope saves on these sites when this share of their tokens is removed."""
         saved = (SCOPES[scope].saved_flops(count_weights(site), count_tokens(site), removed) for site in sites)
         return sum(map(sum, saved)) / sum(self.total)
-
-
-def share_of_run(recipe: MergeRecipe) -> float:
-    """Share of the steps of a run of usual length in which tokens merge."""
-    return sum(recipe.merges_at(step, TYPICAL_STEPS) for step in range(TYPICAL_STEPS)) / TYPICAL_STEPS
-
-
-def count_tokens(site: MergeSite) -> int:
-    """Tokens of a site that may merge; 0 if its grid is unknown."""
-    return prod(site.shape) if site.shape else 0
 
 
 def forecast(model: Blueprint, pixels: Pixels, recipe: Recipe, device_type: str, *, compiled: bool = False) -> Forecast:
@@ -129,14 +113,13 @@ def forecast(model: Blueprint, pixels: Pixels, recipe: Recipe, device_type: str,
     rates = rates_for(device_type, compiled=compiled)
     attached = [site for site in own if site.name in recipes]
     part = part_of_network(model.networks.values(), own, attached, layout, rates)
-    worths = {one: Worth(one, part, model.denoises) for one in (layout, *recipes.values())}
     parts = [_count(model.networks[name], one, pixels, model.scale) for name, one in by_network.items()]
     total = Flops(sum(part.linear for part in parts), sum(part.attention for part in parts))
     counted = all(map(is_unet, model.networks.values()))
     sized = _named(by_network)
     seconds = network_seconds(model.networks.values(), sized, layout, rates)
     sites = [
-        _predict(site, worths[recipes.get(site.name, layout)], device_type, compiled, site.name in recipes)
+        forecast_site(site, recipes.get(site.name, layout), part, device_type, compiled, site.name in recipes)
         for site in sized
     ]
     return Forecast(sites, total, counted, recipes, seconds, device_type, model.denoises)
@@ -162,14 +145,6 @@ def _choose(
     gains = predict_levels(own, recipe, device_type) if recipe.levels == "auto" else {}
     levels = choose_levels(own, recipe.levels, gains, MIN_GAIN * network)
     return {site.name: recipe for site in own if site.level in levels}, recipe
-
-
-def _predict(site: MergeSite, worth: Worth, device_type: str, compiled: bool, attached: bool) -> SiteForecast:
-    grid = typical_grid(site, worth.recipe)
-    assert grid is not None, f"{site.name} has no grid"
-    prediction = predict_site(site, worth.recipe, grid, device_type=device_type, compiled=compiled)
-    key = PlanKey(TYPICAL_BATCH, grid, torch.device(device_type), torch.float32)
-    return SiteForecast(site, prediction, attached and worth.at_size(count_weights(site), key, None, compiled=compiled))
 
 
 def _count(network: nn.Module, sites: list[MergeSite], pixels: Pixels, scale: tuple[int, int]) -> Flops:

@@ -13,26 +13,26 @@ from catome_bench.models.artist import Drawing
 
 
 class Drawn:
-    """Pictures by key, each drawn once: with a folder, also after the process that drew it has ended.
+    """Pictures by key, drawn once: with a folder, also after the process that drew them has ended.
 
     Args:
         folder: Where they are kept; None: nowhere.
 
     Examples:
         >>> from tempfile import TemporaryDirectory
-        >>> def never() -> Drawing:
+        >>> def never() -> list[Drawing]:
         ...     raise AssertionError
         >>> with TemporaryDirectory() as folder:
-        ...     first = Drawn(folder).of(["cat", "1/4"], lambda: Drawing(torch.zeros(3, 8, 8), seconds=2.0))
-        ...     Drawn(folder).of(["cat", "1/4"], never).seconds
+        ...     first = Drawn(folder).of(["cat", "1/4"], lambda: [Drawing(torch.zeros(3, 8, 8), seconds=2.0)])
+        ...     Drawn(folder).of(["cat", "1/4"], never)[0].seconds
         2.0
     """
 
     def __init__(self, folder: str | Path | None) -> None:
         self._folder = None if folder is None else Path(folder)
 
-    def of(self, key: Sequence[str], draw: Callable[[], Drawing]) -> Drawing:
-        """The picture of this key; it is drawn if it is not there.
+    def of(self, key: Sequence[str], draw: Callable[[], list[Drawing]]) -> list[Drawing]:
+        """The pictures of this key; they are drawn if they are not there.
 
         Raises:
             ValueError: If its file holds something else.
@@ -44,15 +44,15 @@ class Drawn:
         path = self._folder / f"{'/'.join(quote(part, safe='') for part in key)}.pt"
         if path.exists():
             return _load(path)
-        drawing = draw()
+        drawings = draw()
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as part:
-            torch.save(drawing._asdict(), part)
-        return drawing
+            torch.save([drawing._asdict() for drawing in drawings], part)
+        return drawings
 
 
-def _load(path: Path) -> Drawing:
+def _load(path: Path) -> list[Drawing]:
     try:
-        return Drawing(**torch.load(path, weights_only=True))
+        return [Drawing(**values) for values in torch.load(path, weights_only=True)]
     except Exception as error:
         raise ValueError(f"{path} holds no picture ({type(error).__name__}); delete it, and draw it again") from error

@@ -6,10 +6,10 @@ import functools
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import cycle, islice
+from itertools import product
 from pathlib import Path
 from statistics import mean, median
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,30 +26,46 @@ from catome_bench.races.drawn import Drawn
 from catome_bench.races.variants import REFERENCE, Variant, variants
 
 
+class Pictures(NamedTuple):
+    """What each variant draws; the arguments of `run_pictures`."""
+
+    steps: int
+    images: int
+    size: int
+    batch: int
+
+    @property
+    def calls(self) -> list[Sequence[int]]:
+        """The seeds of every call."""
+        return [range(first, min(first + self.batch, self.images)) for first in range(0, self.images, self.batch)]
+
+
 def run_pictures(
     *,
     arch: Arch = "unet",
     steps: Sequence[int] = (50, 10),
     images: int = 4,
     size: int = 128,
+    batch: int = 1,
     only: Sequence[str] | None = None,
     device: str = "cpu",
     partial: str | Path | None = None,
 ) -> dict[str, Any]:
-    """Draw the same pictures with every variant, one picture after the other, and compare them with the unmerged.
+    """Draw the same pictures with every variant, one call after the other, and compare them with the unmerged.
 
     Args:
         arch: Shipped network that draws.
         steps: Lengths of the unmerged run; each is a comparison of its own.
         images: Pictures, each of a class and seed of its own.
         size: Pixels along each side; at 128 the UNet has 4,096 top-level tokens, the DiT 1,024.
+        batch: Pictures of a call, whose time they share; the last call has those that are left.
         only: Names of variants; None means all. The unmerged run is always among them.
         device: Torch device.
         partial: A folder that keeps what is drawn, and from which the same call goes on, also with more or fewer
             pictures, subjects and lengths; delete it in the end.
 
     Returns:
-        `{"images", "size", "rows"}`, for JSON. A row has `steps`, `subject` (the variant), `family`, `seconds`
+        `{"images", "size", "batch", "rows"}`, for JSON. A row has `steps`, `subject` (the variant), `family`, `seconds`
         (median), and each as a `Spread` over the pictures: `speedup`, `psnr` in dB (None: the same picture) and
         `ssim`; `frechet` and `removed` (the share of the keys that merging removed from top-level self-attention;
         padding does not count as removed). The row of a variant that cannot run has a `note` instead.
@@ -58,15 +74,16 @@ def run_pictures(
         ValueError: If a variant is unknown, there is nothing to draw, or `partial` holds something else.
         OSError: If `partial` cannot be read or written.
     """
-    _check(only, steps, images, arch)
+    _check(only, steps, images, batch, arch)
     pipeline = load_shipped(arch).to(device)
     rows: list[dict[str, Any]] = []
     for total in steps:
         every = variants(total, arch)
         chosen = {name: one for name, one in every.items() if only is None or name in (REFERENCE, *only)}
-        drawn = Drawn(None if partial is None else Path(partial, arch, f"{size} pixels, {total} steps"))
-        rows += _compare_variants(pipeline, chosen, total, images, size, drawn)
-    return {"images": images, "size": size, "rows": rows}
+        folder = f"{size} pixels, {total} steps" + (f", batch {batch}" if batch > 1 else "")
+        drawn = Drawn(None if partial is None else Path(partial, arch, folder))
+        rows += _compare_variants(pipeline, chosen, Pictures(total, images, size, batch), drawn)
+    return {"images": images, "size": size, "batch": batch, "rows": rows}
 
 
 def measure_drawings(drawings: Sequence[Drawing], references: Sequence[Drawing]) -> dict[str, Any]:
@@ -81,9 +98,10 @@ def measure_drawings(drawings: Sequence[Drawing], references: Sequence[Drawing])
     }
 
 
-def _check(only: Sequence[str] | None, steps: Sequence[int], images: int, arch: Arch) -> None:
-    if images < 1:
-        raise ValueError(f"images is {images}; expected at least 1")
+def _check(only: Sequence[str] | None, steps: Sequence[int], images: int, batch: int, arch: Arch) -> None:
+    for name, number in {"images": images, "batch": batch}.items():
+        if number < 1:
+            raise ValueError(f"{name} is {number}; expected at least 1")
     known = {name: None for total in steps for name in variants(total, arch)}
     unknown = [name for name in only or () if name not in known]
     if unknown:
@@ -91,17 +109,17 @@ def _check(only: Sequence[str] | None, steps: Sequence[int], images: int, arch: 
 
 
 def _compare_variants(
-    pipeline: ClassPipeline, chosen: Mapping[str, Variant], total: int, images: int, size: int, drawn: Drawn
+    pipeline: ClassPipeline, chosen: Mapping[str, Variant], pictures: Pictures, drawn: Drawn
 ) -> list[dict[str, Any]]:
-    _draw(pipeline, chosen[REFERENCE], "warm up", CLASSES[0], seed=0, total=2, size=size)
-    notes = {name: _warm_up(pipeline, variant, size) for name, variant in chosen.items()}
+    _warm_up(pipeline, chosen[REFERENCE], pictures)
+    notes = {name: _warm_up(pipeline, variant, pictures) for name, variant in chosen.items()}
     able = {name: variant for name, variant in chosen.items() if not notes[name]}
-    drawings = _draw_all(pipeline, able, total, images, size, drawn)
+    drawings = _draw_all(pipeline, able, pictures, drawn)
     encoder = load_shipped("unet").to(pipeline.device)
     features = {name: _features(encoder, drawings[name]) for name in able}
     rows = []
     for name, variant in chosen.items():
-        row: dict[str, Any] = {"steps": total, "subject": name, "family": variant.family}
+        row: dict[str, Any] = {"steps": pictures.steps, "subject": name, "family": variant.family}
         if name in able:
             row |= measure_drawings(drawings[name], drawings[REFERENCE])
             row["frechet"] = frechet_distance(features[name], features[REFERENCE])
@@ -109,40 +127,42 @@ def _compare_variants(
     return rows
 
 
-def _warm_up(pipeline: ClassPipeline, variant: Variant, size: int) -> str:
+def _warm_up(pipeline: ClassPipeline, variant: Variant, pictures: Pictures) -> str:
     """Two untimed steps; returns the reason if the variant cannot run, so that the others keep their rows."""
     try:
-        _draw(pipeline, variant, "warm up", CLASSES[0], seed=0, total=2, size=size)
+        _draw(pipeline, variant, "warm up", pictures._replace(steps=2), pictures.calls[0])
     except Exception as error:
         return str(error) or type(error).__name__
     return ""
 
 
 def _draw_all(
-    pipeline: ClassPipeline, able: Mapping[str, Variant], total: int, images: int, size: int, drawn: Drawn
+    pipeline: ClassPipeline, able: Mapping[str, Variant], pictures: Pictures, drawn: Drawn
 ) -> dict[str, list[Drawing]]:
     drawings: dict[str, list[Drawing]] = defaultdict(list)
-    with tqdm(total=images * len(able), desc=f"{total} steps", unit="picture") as bar:
-        for seed, motif in enumerate(islice(cycle(CLASSES), images)):
-            for name, variant in able.items():
-                draw = functools.partial(_draw, pipeline, variant, name, motif, seed, total, size)
-                drawings[name].append(drawn.of([name, f"{seed}"], draw))
-                bar.update()
+    with tqdm(total=pictures.images * len(able), desc=f"{pictures.steps} steps", unit="picture") as bar:
+        for seeds, (name, variant) in product(pictures.calls, able.items()):
+            draw = functools.partial(_draw, pipeline, variant, name, pictures, seeds)
+            drawings[name] += drawn.of([name, "-".join(map(str, seeds))], draw)
+            bar.update(len(seeds))
     return drawings
 
 
 def _draw(
-    pipeline: ClassPipeline, variant: Variant, label: str, motif: str, seed: int, total: int, size: int
-) -> Drawing:
-    artist = Artist(pipeline, variant.steps(total), size)
+    pipeline: ClassPipeline, variant: Variant, label: str, pictures: Pictures, seeds: Sequence[int]
+) -> list[Drawing]:
+    artist = Artist(pipeline, variant.steps(pictures.steps), pictures.size)
+    motifs = [CLASSES[seed % len(CLASSES)] for seed in seeds]
     # Found before the variant is applied, because peers replace the class of a block.
     projections = [site.attention.get_submodule("to_k") for site in find_sites(pipeline) if site.level == 1]
     with variant.apply(pipeline) as session, _counted_keys(projections) as keys, torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)  # tomesd and ca-tome draw their destinations from the global generator
-        drawing = artist.draw(motif, seed, label)
+        torch.manual_seed(seeds[0])  # tomesd and ca-tome draw their destinations from the global generator
+        drawings = artist.draw_batch(motifs, seeds, label)
         if isinstance(session, MergeSession):
-            return drawing._replace(removed=mean(_removed_at_top(session)))
-    return drawing._replace(removed=1 - mean(keys) / (size // pipeline.token_pixels) ** 2)
+            removed = mean(_removed_at_top(session))
+        else:
+            removed = 1 - mean(keys) / (pictures.size // pipeline.token_pixels) ** 2
+    return [drawing._replace(removed=removed) for drawing in drawings]
 
 
 def _removed_at_top(session: MergeSession) -> list[float]:

@@ -29,6 +29,9 @@ scopes = st.sampled_from(SCOPES).flatmap(
 LEVELS = st.lists(st.sampled_from([1, 2, 4, 8]), min_size=1, unique=True)
 parts = st.lists(st.floats(0, 1), min_size=2, max_size=2, unique=True).map(lambda part: tuple(sorted(part)))
 lattices = st.builds(Lattice, st.booleans(), st.none() | st.integers(0, 9))
+strides = st.integers(1, 4) | st.lists(st.integers(1, 4), min_size=2, max_size=3).map(tuple)
+begins = st.lists(st.floats(0, 1, exclude_min=True, exclude_max=True), max_size=3, unique=True).map(sorted)
+later = begins.flatmap(lambda some: st.tuples(*(st.tuples(st.just(begin), strides) for begin in some)))
 recipes = st.builds(
     lambda scope, *values, **options: MergeRecipe(*values, scope=scope[0], segment=scope[1], **options),
     scopes,
@@ -40,8 +43,8 @@ recipes = st.builds(
     seed=seeds,
     metric=st.sampled_from(METRICS),
     during=parts | st.just("auto"),
-) | st.builds(MergeRecipe, lattices, schedules, st.just("keys"), st.booleans())
-NEW = ("metric", "segment", "during")
+) | st.builds(MergeRecipe, lattices, schedules, st.just("keys"), st.booleans(), later=later)
+NEW = ("metric", "segment", "during", "later")
 FIELDS = ("policy", "schedule", "scope", "proportional", "levels", "stride", "seed", *NEW)
 
 
@@ -58,7 +61,7 @@ def test_recipe_saved_before_the_later_fields_has_their_defaults():
     values = json.loads(MergeRecipe(scope="block").to_json())
     saved = json.dumps({name: values[name] for name in FIELDS if name not in NEW})
     assert MergeRecipe.from_json(saved) == MergeRecipe(scope="block")
-    assert [getattr(MergeRecipe(), name) for name in NEW] == ["input", 1, (0.0, 1.0)]
+    assert [getattr(MergeRecipe(), name) for name in NEW] == ["input", 1, (0.0, 1.0), ()]
 
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
@@ -81,6 +84,13 @@ def test_every_named_recipe_travels_as_json(recipe):
         ("during", [0, 1.1], "expected two rising fractions"),
         ("during", [float("nan"), 1], "expected two rising fractions"),
         ("during", [0.5], "expected two rising fractions"),
+        ("later", [[0, 2]], r"later is \[\[0, 2\]\]; expected pairs of a rising fraction of `during`"),
+        ("later", [[0.5, 2], [0.2, 4]], "expected pairs of a rising fraction"),
+        ("later", [[1, 2]], "expected pairs of a rising fraction"),
+        ("later", [[1.5, 2]], r"later\[0\]\[0\] is 1.5; expected a fraction of `during`"),
+        ("later", [[0.5, 0]], r"later\[0\]\[1\] is 0; expected a positive number"),
+        ("later", [[0.5]], r"later\[0\] is \[0.5\]; expected pairs"),
+        ("later", [[0.5, 4]], r"later is \(\(0.5, 4\),\) with AdaptiveMerge.*use a Lattice"),
         ("policy", {"capacity": 1.5}, r"policy\.capacity is 1.5; expected a fraction"),
         ("policy", {"spare": "drop"}, r"policy\.spare is 'drop'; expected one of \('pad', 'fill'\)"),
         ("policy", {"radius": -1}, r"policy\.radius is -1"),
@@ -132,6 +142,7 @@ WRONG_TYPES: dict[str, list[object]] = {
     "seed": ["x", None, 1.5, True],
     "metric": [None, 0],
     "segment": [*NO_INTEGERS, None],
+    "later": [None, 0.5, "late", {"0.5": 2}],
     "during": [None, 0.5, "01", "late", ["0", "1"], [False, True], {"0": 1}],
 }
 CASES = [(path, value) for path, values in WRONG_TYPES.items() for value in values]

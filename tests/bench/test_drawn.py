@@ -11,36 +11,37 @@ KEY = ["dit", "1/4 lattice, near 1", "MagCache 0.12"]
 SMALL = {"arch": "dit", "steps": (2,), "size": 16, "only": ["ToDo"]}
 
 
-def never() -> Drawing:
+def never() -> list[Drawing]:
     raise AssertionError
 
 
-def drawing(seconds: float = 1.5) -> Drawing:
-    return Drawing(torch.linspace(0, 1, 192).reshape(3, 8, 8), seconds, removed=0.25)
+def draw(seconds: float = 1.5) -> list[Drawing]:
+    pictures = torch.linspace(0, 1, 384).reshape(2, 3, 8, 8)
+    return [Drawing(picture, seconds, removed=0.25) for picture in pictures]
 
 
 def test_what_was_drawn_is_read_as_it_was(tmp_path):
-    Drawn(tmp_path).of(KEY, drawing)
-    again = Drawn(tmp_path).of(KEY, never)
-    assert torch.equal(again.picture, drawing().picture)
-    assert again[1:] == drawing()[1:]
+    Drawn(tmp_path).of(KEY, draw)
+    for again, first in zip(Drawn(tmp_path).of(KEY, never), draw(), strict=True):
+        assert torch.equal(again.picture, first.picture)
+        assert again[1:] == first[1:]
 
 
 def test_every_key_has_a_picture_of_its_own(tmp_path):
     drawn = Drawn(tmp_path)
     others = [KEY, ["dit", "1", "4 lattice, near 1"], ["dit", "1/4 lattice, near 1", "MagCache 0.1"], ["dit"]]
     for seconds, key in enumerate(others):
-        drawn.of(key, lambda seconds=seconds: drawing(seconds))
-    assert [drawn.of(key, never).seconds for key in others] == [0, 1, 2, 3]
+        drawn.of(key, lambda seconds=seconds: draw(seconds))
+    assert [drawn.of(key, never)[0].seconds for key in others] == [0, 1, 2, 3]
 
 
 def test_without_a_folder_every_picture_is_drawn():
     drawn = Drawn(None)
-    assert [drawn.of(KEY, lambda one=one: drawing(one)).seconds for one in (1.0, 2.0)] == [1.0, 2.0]
+    assert [drawn.of(KEY, lambda one=one: draw(one))[0].seconds for one in (1.0, 2.0)] == [1.0, 2.0]
 
 
 def test_another_file_is_an_error_that_names_it(tmp_path):
-    Drawn(tmp_path).of(["a"], drawing)
+    Drawn(tmp_path).of(["a"], draw)
     (tmp_path / "a.pt").write_text("something else")
     with pytest.raises(ValueError, match=r"a\.pt holds no picture .*delete it"):
         Drawn(tmp_path).of(["a"], never)

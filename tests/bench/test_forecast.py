@@ -148,9 +148,29 @@ def test_steps_that_do_not_merge_gain_nothing():
     later = replace(always, during=(0.75, 1.0))
     whole, part = (look_at("shipped/dit", recipe=recipe) for recipe in (always, later))
     shares = [1 - 1 / result.speedup for result in (whole, part)]
-    assert shares[0] > 0.1 and shares[1] == pytest.approx(shares[0] * 12 / 50)
-    assert "at a quarter of the keys, in 24% of the steps; attach" in verdict(part, "mine")
+    assert shares[0] > 0.1 and shares[1] == pytest.approx(shares[0] / 4)
     assert "at a quarter of the keys; attach" in verdict(whole, "mine")
+    assert "at a quarter of the keys, in 25% of the steps; attach" in verdict(part, "mine")
+
+
+def test_cells_that_change_gain_in_each_part_what_they_gain_alone():
+    """A quarter of the run with a quarter of the keys, the rest with a sixteenth."""
+    quarter = replace(RECIPES["todo"], levels="all")
+    recipes = [quarter, replace(quarter, stride=4), replace(quarter, later=((0.25, 4),))]
+    results = [look_at("shipped/dit", recipe=recipe) for recipe in recipes]
+    first, then, both = (1 - 1 / result.speedup for result in results)
+    assert 0.1 < first < both < then and both == pytest.approx(first / 4 + 3 * then / 4)
+    assert results[2].kept == pytest.approx(1 / 16 + 3 / 64)
+    assert results[2].sites[0].prediction.saved == pytest.approx(
+        sum(share * result.sites[0].prediction.saved for share, result in zip((1 / 4, 3 / 4), results[:2], strict=True))
+    )
+
+
+def test_a_part_of_the_run_that_is_too_small_to_gain_counts_as_unmerged():
+    """With all keys in the first half."""
+    half = look_at("shipped/dit", recipe=replace(RECIPES["todo"], during=(0.5, 1.0), levels="top"))
+    later = look_at("shipped/dit", recipe=replace(RECIPES["todo"], stride=1, later=((0.5, 2),), levels="top"))
+    assert later.speedup == pytest.approx(half.speedup) and later.kept == pytest.approx((1 + 1 / 4) / 2)
 
 
 def test_two_networks_of_a_pipeline_are_forecast_together(tmp_path):

@@ -93,6 +93,23 @@ def test_what_cannot_be_drawn_is_refused():
         run_pictures(steps=(2,), only=["tome"])
     with pytest.raises(ValueError, match="images is 0"):
         run_pictures(images=0)
+    with pytest.raises(ValueError, match="batch is 0"):
+        run_pictures(batch=0)
+
+
+@pytest.mark.parametrize("arch", ["unet", "dit"])
+def test_pictures_of_one_call_are_those_of_several(arch):
+    """Three, of which two are drawn together."""
+    options = {"arch": arch, "steps": (3,), "images": 3, "size": 64, "only": ["ToDo", "balanced", "50 %", "2 steps"]}
+    alone, together = (rows(run_pictures(**options, batch=batch)) for batch in (1, 2))
+    assert list(alone) == list(together)
+    for name, row in alone.items():
+        assert together[name]["removed"] == row["removed"]
+        for measure in ("psnr", "ssim"):
+            expected = [row[measure][which] for which in ("median", "worst")]
+            assert [together[name][measure][which] for which in ("median", "worst")] == pytest.approx(
+                expected, abs=0.01
+            ), name
 
 
 def row(subject: str, speedup: float, psnr: float | None = 40.0, **changes: Any) -> dict[str, Any]:

@@ -27,6 +27,9 @@ class Attachment:
         length: Number of consecutive blocks that share a merge, at most.
         before_call: Called before a call of a host that is not the first of its context in a step, or whose step is
             unknown; not in compiled code.
+
+    Attributes:
+        known: What follows from the shapes of calls.
     """
 
     def __init__(
@@ -35,9 +38,9 @@ class Attachment:
         self._before_call = before_call
         self._hosts: dict[tuple[nn.Module, Measure], Host] = {}
         groups = group_sites(sites, rules.scope.blocks_per_segment(length, len(sites)))
-        known: AlikeCalls = {}
+        self.known = AlikeCalls(rules)
         self.segments = [
-            Segment(group, self._host(group[0]), replace(rules, seed=seed), known)
+            Segment(group, self._host(group[0]), replace(rules, seed=seed), self.known)
             for seed, group in enumerate(groups, rules.seed)
         ]
         self._lattices = [segment.lattice for segment in self.segments if segment.lattice is not None]
@@ -101,8 +104,8 @@ class Attachment:
             lattice.reset()
         for host in self.hosts:
             host.begin_step(False)
+        self.known.begin_part(0)
         for segment in self.segments:
-            segment.known.clear()
             segment.pairs.reset()
 
     def remove(self) -> None:

@@ -33,20 +33,24 @@ class KnownCall(NamedTuple):
     pays_off: bool
 
 
-class KnownCalls(dict[Shapes, KnownCall]):
+class KnownCalls:
     """What follows from the shapes of the calls of segments that are alike.
 
     To be cleared before a run, in which other sizes may gain. Nothing is kept of compiled code: there it is a constant.
+
+    Attributes:
+        by_shapes: What is kept.
+        part: The part of the run, from 0, whose cells hold.
     """
 
     def __init__(self, rules: MergeRules, weights: SiteWeights) -> None:
-        super().__init__()
-        self.rules, self.weights = rules, weights
+        self.rules, self.weights, self.part = rules, weights, 0
+        self.by_shapes: dict[Shapes, KnownCall] = {}
 
     @property
     def only_compiled(self) -> bool:
         """Whether no call of this run was in eager code, the only one of which anything is kept."""
-        return not self
+        return not self.by_shapes
 
     def work_out(self, first: BlockCall, shapes: Shapes) -> KnownCall:
         """What follows from these shapes at the first block of a segment; kept, unless it is compiled.
@@ -55,11 +59,11 @@ class KnownCalls(dict[Shapes, KnownCall]):
             ValueError: If the tokens do not fit the grid.
         """
         size, shape, dtype, device = shapes
-        grid = TokenGrid(size.shape, self.rules.strides(size.shape), first.site.prefix)
+        grid = TokenGrid(size.shape, self.rules.strides(size.shape, self.part), first.site.prefix)
         front, back = first.locate(shape[1], size, grid)
         known = self.of_tokens(PlanKey(shape[0], grid, device, dtype), front, back)
         if not torch.compiler.is_compiling():
-            self[shapes] = known
+            self.by_shapes[shapes] = known
         return known
 
     def of_tokens(self, key: PlanKey, front: int = 0, back: int = 0) -> KnownCall:
@@ -67,5 +71,24 @@ class KnownCalls(dict[Shapes, KnownCall]):
         return KnownCall(key, front, back, self.rules.pays_off(self.weights, key, torch.compiler.is_compiling()))
 
 
-AlikeCalls = dict[Hashable, KnownCalls]
-"""By all that distinguishes segments of one attachment here."""
+class AlikeCalls:
+    """The calls of all segments of one attachment.
+
+    Attributes:
+        part: The part of the run, from 0, whose cells hold.
+    """
+
+    def __init__(self, rules: MergeRules) -> None:
+        self.rules, self.part = rules, 0
+        self._kinds: dict[Hashable, KnownCalls] = {}
+
+    def of_kind(self, kind: Hashable, weights: SiteWeights) -> KnownCalls:
+        """Those of segments that are alike; `kind` is all that distinguishes them here."""
+        return self._kinds.setdefault(kind, KnownCalls(self.rules, weights))
+
+    def begin_part(self, part: int) -> None:
+        """From now on the cells of this part of the run hold, and nothing is known."""
+        self.part = part
+        for calls in self._kinds.values():
+            calls.part = part
+            calls.by_shapes.clear()

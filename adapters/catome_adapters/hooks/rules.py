@@ -21,7 +21,7 @@ class MergeRules:
         proportional: Weigh every key by the number of tokens it stands for.
         matches_output: Match what the scope computes, instead of what enters it.
         seed: Seed of random destinations, or the place at which a moving lattice begins.
-        strides: From the size of a grid to the size of its cells.
+        strides: From the size of a grid and the part of the run, from 0, to the size of the cells.
         pays_off: Whether merging gains time for such tokens in this run, in compiled code or not; asked once for every
             size.
     """
@@ -31,7 +31,7 @@ class MergeRules:
     proportional: bool
     matches_output: bool
     seed: int
-    strides: Callable[[tuple[int, ...]], int | tuple[int, ...]]
+    strides: Callable[[tuple[int, ...], int], int | tuple[int, ...]]
     pays_off: Callable[[SiteWeights, PlanKey, bool], bool]
 
 

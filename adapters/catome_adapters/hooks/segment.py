@@ -13,7 +13,7 @@ from catome_adapters.hooks.attention import SelfAttention
 from catome_adapters.hooks.between import Between, as_one
 from catome_adapters.hooks.forward import ForwardState
 from catome_adapters.hooks.host import Host
-from catome_adapters.hooks.known import AlikeCalls, KnownCall, KnownCalls
+from catome_adapters.hooks.known import AlikeCalls, KnownCall
 from catome_adapters.hooks.memories import Memories
 from catome_adapters.hooks.owner import HookOwner
 from catome_adapters.hooks.pairs import PairsByCall
@@ -61,7 +61,7 @@ class Segment:
         self.passes = SegmentPasses(self.site.name, host.recorded)
         blocks = [BlockCall(site, site is self.sites[0], site is self.sites[-1]) for site in self.sites]
         alike = self.site.layout.extra_side, self.site.prefix, self.weights
-        self.first, self.known = blocks[0], known.setdefault(alike, KnownCalls(rules, self.weights))
+        self.first, self.known = blocks[0], known.of_kind(alike, self.weights)
         self.attentions = [self._enclose(site, module) for site in self.sites for module in site.attentions]
         self.hooks = [BlockHooks(self, block) for block in blocks]
         self.own_hooks = self.scope.install(self, blocks)
@@ -74,7 +74,7 @@ class Segment:
     @property
     def is_too_small(self) -> bool:
         """Whether all of its calls in this step, in eager code, had sizes at which nothing merges in this run."""
-        small = [known.key for known in self.known.values() if not known.pays_off]
+        small = [known.key for known in self.known.by_shapes.values() if not known.pays_off]
         return all(any(pairs.key is key for key in small) for pairs in self.pairs)
 
     def before_block(self, block: BlockCall, call: Arguments) -> Arguments:
@@ -142,7 +142,7 @@ class Segment:
         state, size = self.state, self.host.size or self.host.refuse_block(self.site.name)
         repeated = self.passes.begin(tokens, size) if self.host.is_recorded else None
         shapes = (repeated.size if repeated else size, tokens.shape, tokens.dtype, tokens.device)
-        known = None if torch.compiler.is_compiling() else self.known.get(shapes)
+        known = None if torch.compiler.is_compiling() else self.known.by_shapes.get(shapes)
         known = known or self.known.work_out(self.first, shapes)
         state.repeated, state.attended = repeated, False
         state.front, state.length = known.front, tokens.shape[1]

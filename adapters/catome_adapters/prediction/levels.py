@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import product
 from typing import NamedTuple
 
 from catome_adapters.prediction.seconds import predict_site, typical_grid
+from catome_adapters.recipes.parts import in_parts, share_of_run
 from catome_adapters.recipes.recipe import MergeRecipe
 from catome_adapters.sites.site import MergeSite
 
@@ -32,16 +34,18 @@ class LevelGain(NamedTuple):
 def predict_levels(sites: Iterable[MergeSite], recipe: MergeRecipe, device_type: str = "") -> dict[int, LevelGain]:
     """What each level would save and cost in compiled code at the model's default size; empty if it has none.
 
-    Calls in eager code, in which the host costs more, decide for themselves.
+    Where cells change in the run, the mean over the steps that merge. Calls in eager code, in which the host costs
+    more, decide for themselves.
     """
+    parts, whole = in_parts(recipe), share_of_run(recipe)
     sums: dict[int, list[float]] = defaultdict(lambda: [0.0, 0.0])
-    for site in sites:
-        grid = typical_grid(site, recipe)
+    for site, one in product(sites, parts):
+        grid = typical_grid(site, one)
         if grid is None:
             return {}
-        prediction = predict_site(site, recipe, grid, device_type=device_type, compiled=True)
-        sums[site.level][0] += prediction.saved
-        sums[site.level][1] += prediction.overhead
+        prediction, share = predict_site(site, one, grid, device_type=device_type, compiled=True), share_of_run(one)
+        sums[site.level][0] += prediction.saved * share / whole
+        sums[site.level][1] += prediction.overhead * share / whole
     return {level: LevelGain(*sums[level]) for level in sorted(sums)}
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 from catome_core import checks
 
 LEVELS = ("auto", "top", "all")
+Stride = int | tuple[int, ...]
+"""The size of a cell: of height and width, or of each dimension."""
 
 
 def check_levels(levels: Any) -> str | tuple[int, ...]:
@@ -21,12 +24,26 @@ def check_levels(levels: Any) -> str | tuple[int, ...]:
     return factors
 
 
-def check_stride(stride: Any) -> int | tuple[int, ...]:
+def check_stride(stride: Any, name: str = "stride") -> Stride:
     """The size of a cell."""
     expected = "a positive number for height and width, or one for each dimension"
     if isinstance(stride, Sequence):
-        return checks.integers("stride", stride, expected, least=1, lengths=(2, 3))
-    return checks.integer("stride", stride, expected, least=1)
+        return checks.integers(name, stride, expected, least=1, lengths=(2, 3))
+    return checks.integer(name, stride, expected, least=1)
+
+
+def check_later(later: Any) -> tuple[tuple[float, Stride], ...]:
+    """The cells after the first steps that merge."""
+    expected = "pairs of a rising fraction of `during` and the stride from there on, such as ((0.25, (2, 4)),)"
+    pairs: list[tuple[float, Stride]] = []
+    for number, pair in enumerate(checks.items("later", later, expected)):
+        begin, stride = checks.items(f"later[{number}]", pair, expected, lengths=(2,))
+        begin = checks.number(f"later[{number}][0]", begin, "a fraction of `during`, in (0, 1)", least=0, most=1)
+        pairs.append((begin, check_stride(stride, f"later[{number}][1]")))
+    begins = [0.0, *(begin for begin, _ in pairs), 1.0]
+    if any(one >= other for one, other in pairwise(begins)):
+        raise ValueError(f"later is {later!r}; expected {expected}")
+    return tuple(pairs)
 
 
 def check_during(during: Any) -> tuple[float, ...] | str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from catome_adapters.hooks.scopes import SCOPES
-from catome_adapters.recipes.fields import check_during, check_levels, check_stride
+from catome_adapters.recipes.fields import Stride, check_during, check_later, check_levels, check_stride
 from catome_adapters.recipes.saved import load_text, save_text
 from catome_core import PAPER_SCHEDULES, AdaptiveMerge, CheckpointSchedule, Lattice, checks
 
@@ -38,6 +38,9 @@ class MergeRecipe:
             (1, 2): these two merge in every call.
         stride: Cell size of the grid, one destination per cell: one number for height and width, or a pair, with frames
             each by itself; or a number for every dimension of a video.
+        later: Cell sizes of later parts of the run, for a lattice: pairs of the fraction of the steps from which one
+            holds, and the stride. ((0.2, (2, 4)),) is an eighth of the keys after the first fifth. What the first steps
+            get wrong, later ones build on; so cells that grow in the run are closer than equal ones of as many keys.
         seed: Seed of the destinations of `policy.destination="random"`, and the first step's place of a moving lattice.
         metric: What is matched: "input" the block's input (paper), "output" what self-attention returns, or with
             scope="block" what the block does (DiTo, 2026). Then a step that recomputes pairs runs unmerged.
@@ -47,6 +50,9 @@ class MergeRecipe:
             during[0] <= s / n < during[1]. Outside it the model runs as if nothing were attached. "auto" leaves it to
             `attach`: the last 70 % of the run in transformers that denoise, where the first steps lay out the picture,
             and all of it elsewhere.
+        later: The cells of a lattice after the first steps that merge: pairs of a fraction of `during`, from which they
+            hold, and their stride. stride=2 with ((0.25, (2, 4)),) is a quarter of the keys in the first quarter of
+            `during` and an eighth after it: what the first steps get wrong, no later one repairs.
 
     Raises:
         TypeError: If a value has another type; "no" is not False, and True is not 1.
@@ -63,11 +69,12 @@ class MergeRecipe:
     scope: str = "attention"
     proportional: bool = True
     levels: Literal["auto", "top", "all"] | tuple[int, ...] = "auto"
-    stride: int | tuple[int, ...] = 2
+    stride: Stride = 2
     seed: int = 0
     metric: Metric = "input"
     segment: int = 1
     during: tuple[float, float] | Literal["auto"] = (0.0, 1.0)
+    later: tuple[tuple[float, Stride], ...] = ()
 
     def __post_init__(self) -> None:
         policies = "an AdaptiveMerge, such as AdaptiveMerge(threshold=0.7), or a Lattice"
@@ -83,6 +90,7 @@ class MergeRecipe:
             "seed": checks.integer("seed", self.seed, "a number that random destinations are drawn with"),
             "segment": checks.integer("segment", self.segment, "a number of blocks, 1 or more", least=1),
             "during": check_during(self.during),
+            "later": check_later(self.later),
         }
         for name, value in checked.items():
             object.__setattr__(self, name, value)
@@ -90,24 +98,45 @@ class MergeRecipe:
             raise ValueError(f"scope is {self.scope!r} with {error}")
         if isinstance(self.policy, Lattice) and self.metric == "output":
             raise ValueError(f"metric is 'output' with {self.policy}, which matches nothing; use metric='input'")
+        if self.later and not isinstance(self.policy, Lattice):
+            raise ValueError(f"later is {self.later} with {self.policy}, whose pairs hold over steps; use a Lattice")
 
     def merges_at(self, step: int, total: int) -> bool:
         """Whether tokens merge in step `step`, from 0, of a run of `total`.
-
-        Raises:
-            ValueError: If `during` is "auto", since it is unknown what network this is for.
 
         Examples:
             >>> recipe = MergeRecipe(during=(0.2, 0.8))
             >>> [step for step in range(10) if recipe.merges_at(step, 10)]
             [2, 3, 4, 5, 6, 7]
         """
+        first, last = self.merging_part
+        return first <= step / total < last
+
+    @property
+    def merging_part(self) -> tuple[float, float]:
+        """The part of the run in which tokens merge.
+
+        Raises:
+            ValueError: If `during` is "auto", since it is unknown what network this is for.
+        """
         if self.during == "auto":
             raise ValueError("during is 'auto', which only attach can decide; give two fractions, such as (0.3, 1.0)")
-        return self.during[0] <= step / total < self.during[1]
+        return self.during
 
-    def strides(self, shape: tuple[int, ...]) -> int | tuple[int, ...]:
-        """The cell size on a grid of this size.
+    def part_at(self, step: int, total: int) -> int:
+        """The part of the run, from 0, whose cells hold in step `step`, from 0, of a run of `total`.
+
+        Examples:
+            >>> recipe = MergeRecipe(Lattice(), scope="keys", during=(0.2, 1.0), later=((0.25, (2, 4)),))
+            >>> [recipe.part_at(step, 10) for step in range(2, 6)]
+            [0, 0, 1, 1]
+        """
+        first, last = self.merging_part
+        # A third and half of the rest are two thirds, whatever rounding makes of them.
+        return sum(first + begin * (last - first) <= step / total + 1e-9 for begin, _ in self.later)
+
+    def strides(self, shape: tuple[int, ...], part: int = 0) -> Stride:
+        """The cell size on a grid of this size, in a part of the run.
 
         Raises:
             ValueError: If the recipe's stride has another number of dimensions.
@@ -116,11 +145,12 @@ class MergeRecipe:
             >>> MergeRecipe(stride=2).strides((5, 4, 6)), MergeRecipe(stride=(2, 4)).strides((5, 4, 6))
             ((1, 2, 2), (1, 2, 4))
         """
-        if isinstance(self.stride, int):
-            return self.stride if len(shape) == 2 else (1, *(self.stride,) * (len(shape) - 1))
-        if len(self.stride) > len(shape):
-            raise ValueError(f"stride is {self.stride}, and the grid is {shape}; expected a number for each dimension")
-        return (1,) * (len(shape) - len(self.stride)) + self.stride
+        stride = self.later[part - 1][1] if part else self.stride
+        if isinstance(stride, int):
+            return stride if len(shape) == 2 else (1, *(stride,) * (len(shape) - 1))
+        if len(stride) > len(shape):
+            raise ValueError(f"stride is {stride}, and the grid is {shape}; expected a number for each dimension")
+        return (1,) * (len(shape) - len(stride)) + stride
 
     def to_json(self) -> str:
         """The recipe as a JSON object."""

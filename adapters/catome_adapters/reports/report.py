@@ -59,6 +59,7 @@ def render_report(recipe: MergeRecipe, attached: Sequence[SiteReport], skipped: 
     parts = [SCOPES[recipe.scope].describe(recipe.scope, recipe.segment)]
     parts += [f"metric {recipe.metric}"] if recipe.metric != "input" else []
     parts += [f"during {recipe.during}"] if recipe.during != (0.0, 1.0) else []
+    parts += [f"stride {recipe.stride}, later {recipe.later}"] if recipe.later else []
     parts += [f"proportional {recipe.proportional}", f"levels {recipe.levels}", str(recipe.policy)]
     groups: dict[str, list[tuple[str, ...]]] = defaultdict(list)
     for view in attached:
