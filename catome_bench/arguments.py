@@ -109,3 +109,7 @@ FloorPsnr = Annotated[
 SpeedUp = Annotated[float | None, typer.Option(help="Be as close as possible at this speed-up, such as 1.3.")]
 RecipeFile = Annotated[Path, typer.Option(help="File of the recipe; all figures are beside it.")]
 TrainedFolder = Annotated[Path | None, typer.Option(help="Folder of the finished pipeline; by default the shipped.")]
+Features = Annotated[
+    Path | None,
+    typer.Option(help="Folder of a timm model whose features pictures are compared in, such as Inception or DINOv2."),
+]

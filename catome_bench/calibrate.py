@@ -12,6 +12,7 @@ from typing import Any
 
 from catome_adapters import RECIPES, MergeSite, find_sites
 from catome_adapters.recipes.calibrated import CalibratedRecipe, identify_sites
+from catome_bench.calibration.candidates import PARTS
 from catome_bench.calibration.choose import Choice, best_choices
 from catome_bench.calibration.damage import find_refusals
 from catome_bench.calibration.goal import Fidelity, Goal, Outcome, Speed
@@ -121,6 +122,7 @@ def _settings(pipe: Any, sites: Sequence[MergeSite], calls: Sequence[Call], seed
     """What the measurements depend on, as JSON values."""
     parameter = next(sites[0].block.parameters())
     about = {"model": identify_sites(sites), "calls": [plain(call) for call in calls], "seeds": list(seeds)}
+    about |= {"parts": PARTS}
     machine = describe_environment(str(device_of(pipe)))
     return json.loads(json.dumps(about | {"dtype": str(parameter.dtype), "machine": machine}))
 

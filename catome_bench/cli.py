@@ -110,6 +110,7 @@ def bench(
     images: given.Images = 4,
     size: given.Size = 128,
     batch: Annotated[int, typer.Option(min=1, help="Pictures: so many in one call.")] = 1,
+    features: given.Features = None,
     output: Annotated[Path, typer.Option(help="JSON file, written anew after every table.")] = Path("benchmark.json"),
     device: given.Device = None,
 ) -> None:
@@ -122,7 +123,7 @@ def bench(
         suite,
         repeats=repeats,
         subjects=subject or (),
-        pictures={"steps": steps or (50, 10), "images": images, "size": size, "batch": batch},
+        pictures={"steps": steps or (50, 10), "images": images, "size": size, "batch": batch, "features": features},
         output=output,
         device=device,
     )

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from catome_bench.arguments import Device, Dtype, Model, Prompts, Side, one_of
+from catome_bench.arguments import Device, Dtype, Features, Model, Prompts, Side, one_of
 from catome_bench.names import CLASS_TEMPLATE, PRESET_NAMES, SWEEP_TABLES
 
 Tables = Annotated[
@@ -31,9 +31,6 @@ Sampler = Annotated[
 Real = Annotated[
     Path | None,
     typer.Option(help="Folder of pictures that the Frechet distance is measured to, not the unmerged ones."),
-]
-Features = Annotated[
-    Path | None, typer.Option(help="Folder of a timm model for the Frechet distance, such as Inception for the FID.")
 ]
 TablesOnly = Annotated[bool, typer.Option("--tables-only", help="Draw nothing; measure what is in --output.")]
 Output = Annotated[Path, typer.Option(help="Folder for pictures and results.json; what is there is not drawn again.")]

@@ -11,7 +11,7 @@ from weakref import WeakValueDictionary
 import torch
 from torch import nn
 
-from catome_adapters.hooks.graphs import GraphsOfTheLadder
+from catome_adapters.hooks.graphs import RoomForGraphs
 from catome_adapters.hooks.host import Host
 from catome_adapters.prediction.network import ALL, NetworkPart
 from catome_adapters.recipes.calibrated import Recipe
@@ -53,7 +53,7 @@ class MergeSession:
     ) -> None:
         self.recipe, self.sites, self.skipped = recipe, tuple(chain.from_iterable(sites.values())), tuple(skipped)
         with ExitStack() as undo:
-            self._graphs = [GraphsOfTheLadder()] if any(one.policy.adapts for one in sites) else []
+            self._graphs = [RoomForGraphs()] if any(one.policy.adapts or one.later for one in sites) else []
             for graphs in self._graphs:
                 undo.callback(graphs.remove)
             runs: list[MergeRun] = []

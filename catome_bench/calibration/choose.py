@@ -1,11 +1,13 @@
-"""The best choices of at most one setting for each group: a knapsack with several choices, solved exactly."""
+"""The best choices of one setting for each group: a knapsack with several choices, solved exactly."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from itertools import product
 from typing import NamedTuple
 
+from catome_bench.calibration.candidates import LATTICES, WHOLE
 from catome_bench.calibration.damage import Effect
 
 
@@ -13,9 +15,9 @@ class Choice(NamedTuple):
     """Settings of some groups; the others are left whole.
 
     Attributes:
-        error: Sum of their squared errors: those of different blocks are taken for independent.
+        error: Sum of their squared errors: those of different blocks and parts of the run are taken for independent.
         saved: Sum of the seconds that they save.
-        effects: One for each group that merges.
+        effects: Of each group that merges one, or one lattice for each of several parts of the run.
     """
 
     error: float
@@ -37,17 +39,29 @@ def best_choices(effects: Iterable[Effect]) -> list[Choice]:
     groups: dict[str, list[Effect]] = defaultdict(list)
     for effect in effects:
         groups[effect.group].append(effect)
-    choices = [Choice(0.0, 0.0, ())]
-    for settings in groups.values():
-        choices = _unbeaten([*choices, *(_with(choice, one) for choice in choices for one in settings)])
+    choices = [_choice(())]
+    for settings in map(_settings, groups.values()):
+        choices = _unbeaten(_choice((*one.effects, *other.effects)) for one, other in product(choices, settings))
     return choices
 
 
-def _with(choice: Choice, effect: Effect) -> Choice:
-    return Choice(choice.error + effect.error, choice.saved + effect.saved, (*choice.effects, effect))
+def _settings(effects: Sequence[Effect]) -> list[Choice]:
+    """What may be done with one group: nothing, one setting, or a lattice in each of several parts of the run."""
+    parts: dict[str, list[Effect]] = defaultdict(list)
+    for effect in effects:
+        if effect.candidate in LATTICES and effect.part != WHOLE:
+            parts[effect.part].append(effect)
+    joined = product(*([None, *some] for some in parts.values()))
+    several = (tuple(one for one in some if one is not None) for some in joined)
+    return _unbeaten(map(_choice, [(), *((one,) for one in effects), *several]))
 
 
-def _unbeaten(choices: Sequence[Choice]) -> list[Choice]:
+def _choice(effects: Sequence[Effect]) -> Choice:
+    error, saved = (sum(figures, 0.0) for figures in ([one.error for one in effects], [one.saved for one in effects]))
+    return Choice(error, saved, tuple(effects))
+
+
+def _unbeaten(choices: Iterable[Choice]) -> list[Choice]:
     best: list[Choice] = []
     for choice in sorted(choices, key=lambda one: (one.error, -one.saved)):
         if not best or choice.saved > best[-1].saved:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -10,7 +11,7 @@ from tqdm import tqdm
 
 from catome_adapters import MergeRecipe, MergeSite
 from catome_adapters.recipes.named import EVERY_STEP
-from catome_bench.calibration.candidates import PARTS, candidates, in_part
+from catome_bench.calibration.candidates import PARTS, candidates, in_part, join_parts
 from catome_bench.calibration.damage import Effect, find_refusals, measure_effects
 from catome_bench.calibration.groups import group_sites
 from catome_bench.calibration.measurements import Measurements
@@ -44,11 +45,11 @@ class Found(NamedTuple):
 
     def recipes(self, effects: Sequence[Effect]) -> dict[str, MergeRecipe]:
         """The recipe of every site that these settings merge at."""
-        return {
-            site.name: in_part(self.candidates[one.candidate], one.part)
-            for one in effects
-            for site in self.groups[one.group]
-        }
+        by_group: dict[str, dict[str, MergeRecipe]] = defaultdict(dict)
+        for one in effects:
+            by_group[one.group][one.part] = self.candidates[one.candidate]
+        recipes = {group: _recipe_of(parts) for group, parts in by_group.items()}
+        return {site.name: recipe for group, recipe in recipes.items() for site in self.groups[group]}
 
 
 def measure(takes: Takes, sites: Sequence[MergeSite], measurements: Measurements, progress: bool) -> Found:
@@ -67,6 +68,13 @@ def measure(takes: Takes, sites: Sequence[MergeSite], measurements: Measurements
         tqdm.write(estimate(takes, len(groups) * len(settings) * len(PARTS)))
     effects = measure_effects(takes, groups, settings, measurements, refusals, progress)
     return Found(groups, settings, layers, schedule, effects, refusals)
+
+
+def _recipe_of(parts: Mapping[str, MergeRecipe]) -> MergeRecipe:
+    if len(parts) > 1:
+        return join_parts(parts)
+    ((part, recipe),) = parts.items()
+    return in_part(recipe, part)
 
 
 def find_layers(takes: Takes, sites: Sequence[MergeSite], measurements: Measurements) -> dict[str, Layer]:

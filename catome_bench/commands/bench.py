@@ -50,7 +50,7 @@ def run_bench(
         suite: Its name.
         repeats: Timed rounds.
         subjects: Names of contenders or variants; all, if there are none.
-        pictures: The `steps`, `images`, `size` and `batch` of the level "pipeline".
+        pictures: The `steps`, `images`, `size`, `batch` and `features` of the level "pipeline".
         output: File to write. Beside it are the pictures of a run that was broken off, which then goes on with them.
         device: Torch device.
 

@@ -36,6 +36,10 @@ class Features(NamedTuple):
         inception = self.name.startswith("inception_v3")
         return "FID" if inception else f"Frechet distance (features: {self.name})"
 
+    def apart(self, picture: Tensor, reference: Tensor) -> float:
+        """1 minus the cosine of the features of two pictures; 0 if they are alike."""
+        return 1 - F.cosine_similarity(self.measure(picture), self.measure(reference)).mean().item()
+
     def moments(self, pictures: Iterable[Tensor]) -> Moments:
         """Those of the samples of all pictures, of which there is at least one."""
         return reduce(Moments.joined, (Moments.of(self.measure(picture)) for picture in pictures))

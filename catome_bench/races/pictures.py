@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
-from statistics import mean, median
+from statistics import mean
 from typing import Any, NamedTuple
 
 import torch
@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from catome_adapters import MergeSession, find_sites
-from catome_bench.measure.fidelity import psnr, ssim
+from catome_bench.measure.features import Features, open_features
 from catome_bench.measure.frechet import frechet_distance, picture_features
-from catome_bench.measure.spread import Spread
 from catome_bench.models.artist import CLASSES, Artist, Drawing
 from catome_bench.models.pipeline import ClassPipeline, load_shipped
 from catome_bench.names import Arch
+from catome_bench.races.drawings import measure_drawings
 from catome_bench.races.drawn import Drawn
 from catome_bench.races.variants import REFERENCE, Variant, variants
 
@@ -50,6 +50,7 @@ def run_pictures(
     only: Sequence[str] | None = None,
     device: str = "cpu",
     partial: str | Path | None = None,
+    features: str | Path | None = None,
 ) -> dict[str, Any]:
     """Draw the same pictures with every variant, one call after the other, and compare them with the unmerged.
 
@@ -63,18 +64,22 @@ def run_pictures(
         device: Torch device.
         partial: A folder that keeps what is drawn, and from which the same call goes on, also with more or fewer
             pictures, subjects and lengths; delete it in the end.
+        features: The folder of a model of timm, such as a DINOv2; its features say how far pictures are apart, too.
 
     Returns:
-        `{"images", "size", "batch", "rows"}`, for JSON. A row has `steps`, `subject` (the variant), `family`, `seconds`
-        (median), and each as a `Spread` over the pictures: `speedup`, `psnr` in dB (None: the same picture) and
-        `ssim`; `frechet` and `removed` (the share of the keys that merging removed from top-level self-attention;
-        padding does not count as removed). The row of a variant that cannot run has a `note` instead.
+        `{"images", "size", "batch", "features", "rows"}`, for JSON. A row has `steps`, `subject` (the variant),
+        `family`, `seconds` (median), and each as a `Spread` over the pictures: `speedup`, `psnr` in dB (None: the same
+        picture), `ssim`, and with features `distance` (1 minus their cosine); `frechet`, and `removed` (the share of
+        the keys that merging removed from top-level self-attention; padding does not count as removed). The row of a
+        variant that cannot run has a `note` instead.
 
     Raises:
-        ValueError: If a variant is unknown, there is nothing to draw, or `partial` holds something else.
+        ValueError: If a variant is unknown, there is nothing to draw, `partial` holds something else, or there are no
+            weights in `features`.
         OSError: If `partial` cannot be read or written.
     """
     _check(only, steps, images, batch, arch)
+    describe = None if features is None else open_features(Path(features), device)
     pipeline = load_shipped(arch).to(device)
     rows: list[dict[str, Any]] = []
     for total in steps:
@@ -82,20 +87,9 @@ def run_pictures(
         chosen = {name: one for name, one in every.items() if only is None or name in (REFERENCE, *only)}
         folder = f"{size} pixels, {total} steps" + (f", batch {batch}" if batch > 1 else "")
         drawn = Drawn(None if partial is None else Path(partial, arch, folder))
-        rows += _compare_variants(pipeline, chosen, Pictures(total, images, size, batch), drawn)
-    return {"images": images, "size": size, "batch": batch, "rows": rows}
-
-
-def measure_drawings(drawings: Sequence[Drawing], references: Sequence[Drawing]) -> dict[str, Any]:
-    """Time and fidelity of the drawings of one variant, against the reference's of the same classes and seeds."""
-    pairs = list(zip(drawings, references, strict=True))
-    return {
-        "seconds": median(drawing.seconds for drawing in drawings),
-        "speedup": Spread.of([base.seconds / drawing.seconds for drawing, base in pairs]).to_dict(),
-        "psnr": Spread.of([psnr(drawing.picture, base.picture) for drawing, base in pairs]).to_dict(),
-        "ssim": Spread.of([ssim(drawing.picture, base.picture) for drawing, base in pairs]).to_dict(),
-        "removed": mean(drawing.removed for drawing in drawings),
-    }
+        rows += _compare_variants(pipeline, chosen, Pictures(total, images, size, batch), drawn, describe)
+    name = describe and describe.name
+    return {"images": images, "size": size, "batch": batch, "features": name, "rows": rows}
 
 
 def _check(only: Sequence[str] | None, steps: Sequence[int], images: int, batch: int, arch: Arch) -> None:
@@ -109,7 +103,11 @@ def _check(only: Sequence[str] | None, steps: Sequence[int], images: int, batch:
 
 
 def _compare_variants(
-    pipeline: ClassPipeline, chosen: Mapping[str, Variant], pictures: Pictures, drawn: Drawn
+    pipeline: ClassPipeline,
+    chosen: Mapping[str, Variant],
+    pictures: Pictures,
+    drawn: Drawn,
+    describe: Features | None,
 ) -> list[dict[str, Any]]:
     _warm_up(pipeline, chosen[REFERENCE], pictures)
     notes = {name: _warm_up(pipeline, variant, pictures) for name, variant in chosen.items()}
@@ -121,7 +119,7 @@ def _compare_variants(
     for name, variant in chosen.items():
         row: dict[str, Any] = {"steps": pictures.steps, "subject": name, "family": variant.family}
         if name in able:
-            row |= measure_drawings(drawings[name], drawings[REFERENCE])
+            row |= measure_drawings(drawings[name], drawings[REFERENCE], describe)
             row["frechet"] = frechet_distance(features[name], features[REFERENCE])
         rows.append(row if name in able else row | {"note": notes[name]})
     return rows

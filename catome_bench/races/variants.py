@@ -79,6 +79,12 @@ def from_the_start(arch: Arch) -> dict[str, MergeRecipe]:
     return {f"{name}, all steps": replace(RECIPES[name], during=(0.0, 1.0)) for name in names}
 
 
+def with_equal_cells() -> dict[str, MergeRecipe]:
+    """Recipes whose cells grow after the first steps; here they are large from the beginning."""
+    growing = {name: RECIPES[name] for name in ("balanced", "fast")}
+    return {f"{name}, equal cells": replace(one, stride=one.later[-1][1], later=()) for name, one in growing.items()}
+
+
 def recipes(arch: Arch) -> dict[str, MergeRecipe]:
     """Our recipes by name; only a DiT has consecutive blocks, for which segments make a difference."""
     joined = {} if arch == "unet" else {"50 % block, joined": fixed_share(0.5, scope="block", segment=7)}
@@ -87,6 +93,7 @@ def recipes(arch: Arch) -> dict[str, MergeRecipe]:
         **{name: RECIPES[name] for name in ("close", "balanced", "fast", "adaptive", "keys", "paper", "todo")},
         **lattices(arch),
         **from_the_start(arch),
+        **with_equal_cells(),
         "own cell": replace(adaptive, policy=AdaptiveMerge(radius=0, spare="fill")),
         "25 %": fixed_share(0.25),
         "50 %": fixed_share(0.5),

@@ -77,7 +77,8 @@ def render_pictures(results: Mapping[str, Any]) -> Table:
     notes = {row["subject"]: row["note"] for row in results["rows"] if "note" in row}
     caption = "\n".join(f"{subject}: {note}" for subject, note in notes.items())
     table = Table("steps", "subject", "family", title=title, caption=caption or None, caption_justify="left")
-    for column in ("s/image", "speed-up", "PSNR", "5th %", "SSIM", "5th %", "Frechet", "removed"):
+    distance = [results["features"]] if results.get("features") else []
+    for column in ("s/image", "speed-up", "PSNR", "5th %", "SSIM", "5th %", *distance, "Frechet", "removed"):
         table.add_column(column, justify="right")
     for total in dict.fromkeys(row["steps"] for row in results["rows"]):
         rows = [row for row in results["rows"] if row["steps"] == total]
@@ -103,6 +104,7 @@ def _picture_cells(row: Mapping[str, Any]) -> list[str]:
         _decibel(row["psnr"]["worst"]),
         f"{row['ssim']['median']:.4f}",
         f"{row['ssim']['worst']:.4f}",
+        *([f"{row['distance']['median']:.3g}"] if "distance" in row else []),
         f"{round(row['frechet'], 6):.3g}",
         f"{row['removed']:.0%}",
     ]

@@ -98,7 +98,10 @@ class Run:
         enough = tokens >= self.settings.min_tokens
         on_grid = len(shape) == 2 and shape[0] * shape[1] == tokens and q.shape == k.shape == v.shape
         self.sizes[tokens] = self.sizes.get(tokens, False) or (enough and on_grid)
-        return TokenGrid(shape, self.settings.recipe.strides(shape)) if enough and on_grid else None
+        if not (enough and on_grid):
+            return None
+        recipe = self.settings.recipe
+        return TokenGrid(shape, recipe.strides(shape, recipe.part_at(self.step, len(self.sigmas))))
 
 
 def restore(merged: Tensor, extra: dict[str, Any]) -> Tensor:

@@ -51,9 +51,10 @@ def choose_recipe(name: str, share: str) -> MergeRecipe:
 
     A lattice has cells of as many tokens. Of merged tokens, half of those left are destinations, the others are kept.
     """
-    recipe, parts = RECIPES[name], SHARES[share]
+    # When tokens merge is for the node's percents to say.
+    recipe, parts = replace(RECIPES[name], during=(0.0, 1.0)), SHARES[share]
     if parts is None:
         return recipe
     if isinstance(recipe.policy, Lattice):
-        return replace(recipe, stride=CELLS[parts])
+        return replace(recipe, stride=CELLS[parts], later=())
     return replace(recipe, stride=CELLS[2 * parts], policy=replace(recipe.policy, capacity=1 / (2 * parts)))

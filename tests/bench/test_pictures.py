@@ -6,13 +6,15 @@ from itertools import combinations
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
 from torchmetrics.functional.image import peak_signal_noise_ratio
 
 from catome_bench.models import load_shipped
 from catome_bench.models.artist import Artist, Drawing
 from catome_bench.races import peers
-from catome_bench.races.pictures import measure_drawings, run_pictures
+from catome_bench.races.drawings import measure_drawings
+from catome_bench.races.pictures import run_pictures
 from catome_bench.races.variants import variants
 from catome_bench.views.scatter import scatter
 from catome_bench.views.tables import render_pictures
@@ -110,6 +112,17 @@ def test_pictures_of_one_call_are_those_of_several(arch):
             assert [together[name][measure][which] for which in ("median", "worst")] == pytest.approx(
                 expected, abs=0.01
             ), name
+
+
+def test_features_of_a_given_network_say_how_far_pictures_are_apart(tmp_path):
+    timm = pytest.importorskip("timm")
+    with torch.random.fork_rng():
+        model = timm.create_model("test_resnet", num_classes=5)
+    timm.models.save_for_hf(model, str(tmp_path), safe_serialization=True)
+    results = run_pictures(steps=(2,), images=1, size=32, only=["1 steps", "balanced"], features=tmp_path)
+    far, near, same = (rows(results)[name]["distance"]["median"] for name in ("1 steps", "balanced", "unmerged"))
+    assert results["features"] == "test_resnet" and far > near >= same == pytest.approx(0, abs=1e-6)
+    assert f"{far:.3g}" in printed(render_pictures(results)) and "test_resnet" in printed(render_pictures(results))
 
 
 def row(subject: str, speedup: float, psnr: float | None = 40.0, **changes: Any) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from logging import WARNING
+from math import prod
 from uuid import UUID
 
 import pytest
@@ -27,8 +28,12 @@ NODE = load_node()
 RECIPES = NODE.NODE_CLASS_MAPPINGS["CaTome"].INPUT_TYPES()["required"]["recipe"][0]
 KINDS = ["default", "todo", "tomesd", "adaptive", "keys"]
 """A recipe of each kind: a lattice that moves or not, tokens that merge always or by threshold, and their keys."""
-LEFT = {"close": 1 / 2, "fast": 1 / 8, "tomesd": 1 / 2, "default": 1 / 4, "balanced": 1 / 4, "todo": 1 / 4}
-"""The share of the keys that a recipe says; those of the others depend on the tokens."""
+CELLS = {"close": [(1, 2)] * 7, "balanced": [(1, 2)] * 2 + [2] * 5, "fast": [2] * 2 + [(2, 4)] * 5, "todo": [2] * 7}
+CELLS["default"] = CELLS["balanced"]
+"""The cells of a lattice in every step."""
+LEFT = {name: [1 / prod(TokenGrid((8, 8), stride).strides) for stride in cells] for name, cells in CELLS.items()}
+LEFT["tomesd"] = [1 / 2] * 7
+"""The share of the keys that a recipe leaves in every step; those of the others depend on the tokens."""
 
 
 @pytest.fixture(autouse=True)
@@ -155,7 +160,7 @@ def test_cond_that_comes_later_has_the_capacity_of_the_others(model):
 def test_recipe_leaves_its_share_of_keys_and_unmerges(model, recipe):
     kept = lengths(patch(model, recipe=recipe))
     expected = LEFT.get(recipe)
-    assert kept == [TOKENS * expected] * 7 if expected else kept[0] == TOKENS > kept[1]
+    assert kept == [TOKENS * share for share in expected] if expected else kept[0] == TOKENS > kept[1]
 
 
 @pytest.mark.parametrize(("share", "parts"), [("1/2", 2), ("1/4", 4), ("1/8", 8)])
@@ -165,19 +170,18 @@ def test_share_is_that_of_the_tokens(model, recipe, share, parts):
 
 
 def test_only_the_part_of_the_sampling_between_the_percents_merges(model):
-    clone = patch(model, start_percent=0.2, end_percent=0.6)
+    clone = patch(model, recipe="todo", start_percent=0.2, end_percent=0.6)
     assert lengths(clone) == [TOKENS if sigma > 8 or sigma <= 4 else TOKENS // 4 for sigma in SIGMAS[:-1]]
 
 
 @pytest.mark.parametrize("size", [(16, 16), (9, 13)])
-@pytest.mark.parametrize("recipe", ["default", "close", "fast", "todo"])
+@pytest.mark.parametrize("recipe", CELLS)
 def test_keys_and_values_are_those_of_the_lattice(model, recipe, size):
     clone, attention = patch(model, recipe=recipe, min_tokens=4), first_block(model).attn1
     with record(attention.to_q) as queries, record(attention.to_k) as keys, record(attention.to_v) as values:
         Guider(clone).sample(SIGMAS, size)
-    stride = {"close": (1, 2), "fast": (2, 4)}.get(recipe, 2)
-    for step, (q, k, v) in enumerate(zip(queries, keys, values, strict=True)):
-        grid = TokenGrid(size, stride)
+    for step, (q, k, v, cells) in enumerate(zip(queries, keys, values, CELLS[recipe], strict=True)):
+        grid = TokenGrid(size, cells)
         anchors = choose_destinations(grid, dither_offsets(grid, step) if recipe != "todo" else 0)
         assert torch.equal(k, q[:, anchors])
         assert torch.equal(v, q[:, anchors])
@@ -286,7 +290,7 @@ def test_attention_that_another_node_replaces_has_all_tokens(model, recipe, plac
     clone.set_model_attn1_replace(lambda q, k, v, extra_options: v, *place)
     with record(model.model.diffusion_model.output_blocks[0].blocks[0].attn1.to_k) as keys:
         assert set(lengths(clone)) == {TOKENS}
-    assert {one.shape[1] for one in keys} == {TOKENS * LEFT[recipe]}
+    assert [one.shape[1] for one in keys] == [TOKENS * share for share in LEFT[recipe]]
 
 
 def test_too_few_tokens_are_a_warning_after_the_first_step(model, caplog):

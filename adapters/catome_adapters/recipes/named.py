@@ -7,6 +7,7 @@ from dataclasses import replace
 from difflib import get_close_matches
 from types import MappingProxyType
 
+from catome_adapters.recipes.fields import Stride
 from catome_adapters.recipes.recipe import MergeRecipe
 from catome_core import AdaptiveMerge, CheckpointSchedule, Lattice
 
@@ -20,15 +21,18 @@ class _Named(dict[str, MergeRecipe]):
 
 EVERY_STEP = CheckpointSchedule.every(1, 50)
 """Of a run of any length: where every step is a checkpoint, rescaling keeps it so."""
-BALANCED = MergeRecipe(Lattice(near="auto"), scope="keys", stride=2, during="auto")
+HALF: Stride = (1, 2)
+CLOSE = MergeRecipe(Lattice(near="auto"), scope="keys", stride=HALF, during="auto")
+BALANCED = replace(CLOSE, later=((0.25, 2),))
+"""Twice as many keys in the first quarter of the steps that merge: in some pictures they decide how it goes on."""
 
 RECIPES: Mapping[str, MergeRecipe] = MappingProxyType(
     _Named(
         {
             "default": BALANCED,
-            "close": replace(BALANCED, stride=(1, 2)),
+            "close": CLOSE,
             "balanced": BALANCED,
-            "fast": replace(BALANCED, stride=(2, 4)),
+            "fast": replace(CLOSE, stride=2, later=((0.25, (2, 4)),)),
             "adaptive": MergeRecipe(),
             "paper": MergeRecipe(AdaptiveMerge(), proportional=False, levels="top"),
             "keys": MergeRecipe(scope="keys"),
@@ -49,8 +53,8 @@ RECIPES: Mapping[str, MergeRecipe] = MappingProxyType(
     )
 )
 """Recipes by name. By goal: "close", "balanced" and "fast", whose queries see half, a quarter and an eighth of the far
-keys, others in every step; "default" is "balanced". By method: "adaptive", tokens above a threshold merge around
-self-attention; "keys", only as its keys; "paper", to the letter; "todo", a quarter of the keys, the same in every step;
-"tomesd", half of the tokens, matched anew at every step. For models that are called once per input: "vit", half of the
-tokens of every block; "tome", for classification: every block merges 6 % of the tokens that the blocks before it have
-left."""
+keys, others in every step, and the latter two twice as many at first; "default" is "balanced". By method: "adaptive",
+tokens above a threshold merge around self-attention; "keys", only as its keys; "paper", to the letter; "todo", a
+quarter of the keys, the same in every step; "tomesd", half of the tokens, matched anew at every step. For models that
+are called once per input: "vit", half of the tokens of every block; "tome", for classification: every block merges 6 %
+of the tokens that the blocks before it have left."""

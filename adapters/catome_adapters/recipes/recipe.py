@@ -38,9 +38,6 @@ class MergeRecipe:
             (1, 2): these two merge in every call.
         stride: Cell size of the grid, one destination per cell: one number for height and width, or a pair, with frames
             each by itself; or a number for every dimension of a video.
-        later: Cell sizes of later parts of the run, for a lattice: pairs of the fraction of the steps from which one
-            holds, and the stride. ((0.2, (2, 4)),) is an eighth of the keys after the first fifth. What the first steps
-            get wrong, later ones build on; so cells that grow in the run are closer than equal ones of as many keys.
         seed: Seed of the destinations of `policy.destination="random"`, and the first step's place of a moving lattice.
         metric: What is matched: "input" the block's input (paper), "output" what self-attention returns, or with
             scope="block" what the block does (DiTo, 2026). Then a step that recomputes pairs runs unmerged.

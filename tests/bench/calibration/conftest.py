@@ -18,7 +18,7 @@ def saves(monkeypatch) -> None:
 
 @pytest.fixture
 def few(monkeypatch) -> None:
-    """One lattice and half of the keys, in the whole run and in its late third."""
+    """One lattice and half of the keys, in the whole run and in its second half."""
     monkeypatch.setattr(candidates, "LATTICES", {"1/4 of the keys": 2})
     monkeypatch.setattr(candidates, "MATCHED_SCOPES", ("keys",))
     for module in (damage, measure):

@@ -63,7 +63,7 @@ def test_the_recipe_has_for_every_site_what_was_chosen_for_its_group(calibration
     wanted = {one.group: one for one in calibration.choice}
     assert list(recipe.recipes) == list(wanted)
     for name, one in recipe.recipes.items():
-        assert one.during == {"whole run": (0.0, 1.0), "late": (2 / 3, 1.0)}[wanted[name].part]
+        assert one.during == {"whole run": (0.0, 1.0), "late": (0.5, 1.0)}[wanted[name].part]
         assert (one.scope, one.levels) == ("keys", "all")
     fit = recipe.fit
     assert fit["goal"] == "40 dB" and fit["prompts"] == 1 and fit["steps"] == 3 and fit["seeds"] == [4]
