@@ -4,12 +4,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import ceil, prod
+from typing import NamedTuple
 
 from catome_core import checks
 from catome_core.grid import TokenGrid
 from catome_core.tiles import Axis
 
 LARGEST_TILE = 16
+
+
+class KeyPart(NamedTuple):
+    """Keys that groups of consecutive tiles share.
+
+    Attributes:
+        groups: Number of groups, of equally many tiles each.
+        keys: Number of keys that each of them sees.
+    """
+
+    groups: int
+    keys: int
 
 
 @dataclass(frozen=True)
@@ -91,8 +104,34 @@ class NearField:
     @property
     def keys(self) -> int:
         """Number of keys that every query of the grid sees."""
-        near = prod([min(axis.window * axis.stride, axis.length) for axis in self.axes])
-        return self.outside + near + self.grid.destinations - prod([axis.window for axis in self.axes])
+        return sum(part.keys for part in self.parts)
+
+    @property
+    def parts(self) -> list[KeyPart]:
+        """The near keys and, for each dimension that a window does not cover, the far ones beyond along it.
+
+        These are at or past a window's end, inside it along the dimensions that come earlier, and anywhere along those
+        that come later: tiles that are alike up to that dimension share them.
+
+        Examples:
+            >>> NearField(TokenGrid((64, 64)), near=1, front=77).parts
+            [KeyPart(groups=16, keys=477), KeyPart(groups=4, keys=704), KeyPart(groups=16, keys=220)]
+        """
+        axes = self.axes
+        near = prod([min(axis.window * axis.stride, axis.length) for axis in axes])
+        parts = [KeyPart(self.tiles, self.outside + near)]
+        for number, axis in enumerate(axes):
+            if axis.window < axis.cells:
+                before, after = axes[:number], axes[number + 1 :]
+                past = axis.cells - axis.window
+                keys = prod([one.window for one in before]) * past * prod([one.cells for one in after])
+                parts.append(KeyPart(prod([one.tiles for one in (*before, axis)]), keys))
+        return parts
+
+    @property
+    def has_whole_cells(self) -> bool:
+        """Whether every cell has equally many tokens."""
+        return all(axis.length % axis.stride == 0 for axis in self.axes)
 
     @property
     def covers_grid(self) -> bool:

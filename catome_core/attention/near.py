@@ -1,4 +1,4 @@
-"""Attention to near keys one by one and to one far key of every cell, in one fused call."""
+"""Attention to near keys one by one and to one far key of every cell."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from catome_core.attention.channels import attend_with_channels
 from catome_core.attention.field import NearField
+from catome_core.attention.joined import attend_joined, joins_on
 from catome_core.attention.masks import refuse_causal, to_additive
 from catome_core.attention.tables import FieldIndex, index_field
 
@@ -27,8 +28,10 @@ def attend_near_and_far(
     """Fused attention in which every query sees near tokens one by one, and of each cell beyond one that counts for it.
 
     Nothing is matched, and no shape depends on the data: the keys of each tile of queries are gathered, and tiles are
-    samples of a batch, so that one call serves all; on a CPU, each of a few calls as many as the cache holds. Where the
-    near field covers the grid, it is plain attention.
+    samples of a batch, so that one call serves all; on a CPU, each of a few calls as many as the cache holds. On a GPU,
+    without gradients, a mask or partial cells, far keys are gathered once for all tiles that share them, and attended
+    to in calls of their own, one for each dimension (see `attend_joined`). Where the near field covers the grid, it is
+    plain attention.
 
     Args:
         call: Arguments of `scaled_dot_product_attention` by name; query, key and value have four dimensions. A mask
@@ -56,7 +59,11 @@ def attend_near_and_far(
     if field.covers_grid:
         return scaled_dot_product_attention(**call)
     index = index_field(field, call["query"])
-    attended = _attend_tiles(call, anchors, index, field.lead, takes_mask)
+    backend = joins_on(call, field) if takes_mask else None
+    if backend is None:
+        attended = _attend_tiles(call, anchors, index, field.lead, takes_mask)
+    else:
+        attended = attend_joined(call, anchors, field, index, backend)
     if field.outside:
         attended = torch.cat([_attend_outside(call, index.outside).transpose(1, 2), attended], 1)
     return attended.index_select(1, index.inverse).transpose(1, 2)

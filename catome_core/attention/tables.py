@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from math import prod
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from catome_core.attention.field import NearField
 from catome_core.calls import has_values, is_captured
-from catome_core.grid import Coordinates, cell_extents, ravel, unravel
+from catome_core.grid import Coordinates, TokenGrid, cell_extents, ravel, unravel
 from catome_core.tiles import Axis, cross, index_in_tiles
 
 if TYPE_CHECKING:
@@ -26,6 +25,8 @@ class FieldIndex(NamedTuple):
         queries: The queries of every tile; some twice, where the tiles do not divide the grid.
         near: The keys that are seen one by one, tokens of no grid first.
         far: The cells of which one token is seen.
+        beyond: The same cells apart, those beyond along each dimension that a window does not cover. Tiles that are
+            alike up to that dimension share them: such groups are of equally many consecutive tiles.
         bias: log of the number of tokens that each key counts for: -inf where a window has fewer tokens than others.
         inverse: For every token, its index among the tokens of no grid and then the queries of all tiles.
     """
@@ -34,6 +35,7 @@ class FieldIndex(NamedTuple):
     queries: Int[Tensor, "tiles queries"]
     near: Int[Tensor, "tiles outside+near"]
     far: Int[Tensor, "tiles far"]
+    beyond: tuple[Int[Tensor, "groups beyond"], ...]
     bias: Float32[Tensor, "1|tiles 1 1 keys"]
     inverse: Int[Tensor, "tokens"]
 
@@ -57,7 +59,8 @@ def _index_field(field: NearField, device: torch.device) -> FieldIndex:
     tiles = [torch.arange(axis.tiles, device=device) for axis in axes]
     queries = cross([axis.tokens_of(tile) for axis, tile in zip(axes, tiles, strict=True)])
     near = cross([axis.window_tokens_of(tile) for axis, tile in zip(axes, tiles, strict=True)])
-    far = _cells_beyond(axes, cross([axis.window_of(tile)[:, :1] for axis, tile in zip(axes, tiles, strict=True)]))
+    beyond = _cells_beyond(grid, axes, tiles)
+    far = torch.cat([cells.repeat_interleave(field.tiles // len(cells), 0) for cells in beyond], 1)
     front, back = (
         torch.arange(lead, device=device),
         torch.arange(field.tokens - field.back, field.tokens, device=device),
@@ -67,27 +70,28 @@ def _index_field(field: NearField, device: torch.device) -> FieldIndex:
     near_index = torch.cat([outside.expand(field.tiles, -1), ravel(grid.shape, inside) + lead], 1)
     image = index_in_tiles(grid, axes, torch.arange(grid.area, device=device)) + field.outside
     inverse = torch.cat([front, image, back - grid.area])
-    bias = _bias(field, near, far)
-    return FieldIndex(outside, ravel(grid.shape, queries) + lead, near_index, ravel(grid.cells, far), bias, inverse)
+    bias = _bias(field, near, unravel(grid.cells, far))
+    return FieldIndex(outside, ravel(grid.shape, queries) + lead, near_index, far, beyond, bias, inverse)
 
 
-def _cells_beyond(axes: list[Axis], first: Coordinates) -> Coordinates:
-    """Coordinates (tiles, far) of all cells outside of the windows that begin at these cells (tiles, 1).
+def _cells_beyond(
+    grid: TokenGrid, axes: list[Axis], tiles: list[Int[Tensor, "tiles"]]
+) -> tuple[Int[Tensor, "groups beyond"], ...]:
+    """All cells outside of the windows, for each dimension those at or past a window's end.
 
-    Counted from the first cell of a window, and around the border, they are the same cells for all windows: along some
-    dimension at or past the window's end, and before it along the dimensions that come earlier.
+    They are inside the window along the dimensions that come earlier and anywhere along those that come later. Counted
+    around the border, they are equally many for all windows.
     """
-    device, boxes = first[0].device, []
+    windows = [axis.window_of(tile) for axis, tile in zip(axes, tiles, strict=True)]
+    boxes = []
     for number, axis in enumerate(axes):
         if axis.window == axis.cells:
             continue
-        before, after = [one.window for one in axes[:number]], [one.cells for one in axes[number + 1 :]]
-        sizes = (*before, axis.cells - axis.window, *after)
-        box = list(unravel(sizes, torch.arange(prod(sizes), device=device)))
-        box[number] = box[number] + axis.window
-        boxes.append(box)
-    apart = [torch.cat(parts) for parts in zip(*boxes, strict=True)]
-    return tuple((start + one) % axis.cells for start, one, axis in zip(first, apart, axes, strict=True))
+        past = torch.arange(axis.window, axis.cells, device=tiles[0].device)
+        after = [torch.arange(one.cells, device=past.device)[None] for one in axes[number + 1 :]]
+        box = cross([*windows[:number], (windows[number][:, :1] + past) % axis.cells, *after])
+        boxes.append(ravel(grid.cells, box))
+    return tuple(boxes)
 
 
 def _bias(field: NearField, near: Coordinates, far: Coordinates) -> Float32[Tensor, "1|tiles 1 1 keys"]:
@@ -95,6 +99,6 @@ def _bias(field: NearField, near: Coordinates, far: Coordinates) -> Float32[Tens
     near_size, far_size = torch.stack(within).all(0).long(), torch.stack(cell_extents(field.grid, far)).prod(0)
     outside = near_size.new_ones(1).expand(field.tiles, field.outside)
     size = torch.cat([outside, near_size, far_size], 1)
-    if all(axis.length % axis.stride == 0 for axis in field.axes):
+    if field.has_whole_cells:
         size = size[:1]
     return size[:, None, None].float().log()

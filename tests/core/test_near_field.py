@@ -1,6 +1,5 @@
 """Near keys one by one and far keys by the cell, against attention over all keys with weights made in loops."""
 
-from typing import NamedTuple
 from unittest.mock import patch
 
 import pytest
@@ -25,53 +24,9 @@ from catome_core import (
     extend,
 )
 from catome_core.attention.tables import index_field
-from strategies import cell_offsets, destinations_at, either, seeds
+from near_fields import BATCH, CHANNELS, HEADS, TOLERANCE, scenes, weighted
+from strategies import either
 from zoo.noise import noise
-
-BATCH, HEADS, CHANNELS = 2, 2, 4
-STRIDES = {2: [1, 2, (1, 2), (2, 4), (4, 4), (3, 2)], 3: [1, 2, (1, 2, 2), (2, 1, 3)]}
-# The bias itself is a float32.
-TOLERANCE = {"rtol": 0, "atol": 16 * torch.finfo(torch.float32).eps}
-
-
-class Scene(NamedTuple):
-    """A near field and the anchors of its cells, with room for what is drawn for them."""
-
-    field: NearField
-    anchors: Tensor
-    generator: torch.Generator
-
-    def make(self, *shape: int) -> Tensor:
-        return torch.randn(shape, generator=self.generator, dtype=torch.float64)
-
-    def call(self, key_heads: int = HEADS) -> dict[str, Tensor]:
-        shapes = {"query": HEADS, "key": key_heads, "value": key_heads}
-        return {name: self.make(BATCH, heads, self.field.tokens, CHANNELS) for name, heads in shapes.items()}
-
-    @property
-    def weights(self) -> Tensor:
-        """(tokens, tokens): how many tokens each key counts for, from the oracle."""
-        field = self.field
-        options = {"near": field.near, "tile": field.tile, "front": field.front, "back": field.back}
-        return torch.tensor(oracle.weigh_keys(field.grid, self.anchors.tolist(), **options), dtype=torch.float64)
-
-
-@st.composite
-def scenes(draw) -> Scene:
-    """2-D and 3-D, mostly with fewer near cells than there are, partial cells included."""
-    shape = draw(st.tuples(*[st.integers(1, 11)] * 2) | st.tuples(*[st.integers(1, 5)] * 3))
-    grid = TokenGrid(shape, draw(st.sampled_from(STRIDES[len(shape)])), draw(st.integers(0, 2)))
-    front, back = draw(st.integers(0, 2)), draw(st.integers(0, 2))
-    field = NearField(grid, draw(st.integers(0, 2)), front, back, draw(st.integers(1, 6)))
-    anchors = destinations_at(grid, draw(cell_offsets(grid)))
-    anchors = choose_destinations(grid) if anchors is None else anchors
-    return Scene(field, anchors, torch.Generator().manual_seed(draw(seeds)))
-
-
-def weighted(call: dict[str, Tensor], weights: Tensor, mask: Tensor | float = 0.0) -> Tensor:
-    """Attention over all keys, each with its weight."""
-    scores = call["query"] @ call["key"].mT * call.get("scale", CHANNELS**-0.5) + mask + weights.log()
-    return scores.softmax(-1) @ call["value"]
 
 
 class RecordCalls(TorchFunctionMode):

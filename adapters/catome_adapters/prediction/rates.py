@@ -28,7 +28,9 @@ class DeviceRates:
         bandwidth: Bytes/s of copying.
         launch: Seconds of the host for a small operation, without compilation.
         tiling: Bytes/s at which the tiles of a near field get their keys, beside `bandwidth`.
-        tile_flops: FLOP/s of fused attention in the tiles of a near field; None: as of any other.
+        tile_flops: FLOP/s of fused attention in tiles that gather their own keys; None: as of any other.
+        joining: Passes over the queries that each part of a near field takes to be joined to the others; None: tiles
+            gather their own keys.
         convolution_flops: FLOP/s of a UNet's convolutions, with the norms and activations around them; None: as of a
             matrix product.
         hooks: Seconds of the host around a block that merges, without compilation.
@@ -41,6 +43,7 @@ class DeviceRates:
     launch: float
     tiling: float = float("inf")
     tile_flops: float | None = None
+    joining: float | None = None
     convolution_flops: float | None = None
     hooks: float = 0.0
     runs_ahead: bool = False
@@ -72,7 +75,9 @@ class DeviceRates:
     @property
     def compiled(self) -> DeviceRates:
         """The same for compiled code, in which the host does little; on a CPU it makes no difference that counts."""
-        return replace(self, launch=self.launch / 5, hooks=0.0) if self.runs_ahead else self
+        if not self.runs_ahead:
+            return self
+        return replace(self, launch=self.launch / 5, hooks=0.0, joining=self.joining and 1.0)
 
 
 DEVICE_RATES = {
@@ -81,6 +86,7 @@ DEVICE_RATES = {
         flops=7e14,
         attention_flops=6e14,
         tile_flops=3.4e14,
+        joining=6.0,
         convolution_flops=1.7e14,
         bandwidth=3e12,
         launch=2.2e-5,
