@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from catome_adapters import RECIPES, attach, find_sites
+from catome_adapters.recipes.parts import in_parts
 from catome_bench.measure.contender import Contender, MakeContender
 from catome_bench.models.artist import unmerged_is_fine
 from catome_bench.races.contenders import LATTICES, Entry, lattice_phases, our_entries
@@ -108,8 +109,10 @@ def _make_ours(
 
 def _make_named(denoiser: Denoiser, latents: Tensor, name: str, stack: ExitStack) -> Contender:
     patched = twin(denoiser)
+    # The cells of most steps, in every step.
+    *_, last = in_parts(replace(RECIPES[name], during=(0.0, 1.0)))
     with unmerged_is_fine():
-        session = stack.enter_context(attach(patched.network, replace(RECIPES[name], during=(0.0, 1.0))))
+        session = stack.enter_context(attach(patched.network, replace(last, during=(0.0, 1.0))))
     return Contender(patched, (latents,), lattice_phases(session))
 
 
