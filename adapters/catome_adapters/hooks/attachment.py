@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from torch import nn
@@ -27,6 +27,9 @@ class Attachment:
         length: Number of consecutive blocks that share a merge, at most.
         before_call: Called before a call of a host that is not the first of its context in a step, or whose step is
             unknown; not in compiled code.
+
+    Attributes:
+        hosts: The modules whose calls give the grids.
     """
 
     def __init__(
@@ -40,12 +43,8 @@ class Attachment:
             Segment(group, self._host(group[0]), replace(rules, seed=seed), known)
             for seed, group in enumerate(groups, rules.seed)
         ]
+        self.hosts: Sequence[Host] = [*self._hosts.values()]
         self._lattices = [segment.lattice for segment in self.segments if segment.lattice is not None]
-
-    @property
-    def hosts(self) -> Iterable[Host]:
-        """The modules whose calls give the grids."""
-        return self._hosts.values()
 
     @property
     def pairs(self) -> Iterator[SiteMemory]:
@@ -102,7 +101,7 @@ class Attachment:
         for host in self.hosts:
             host.begin_step(False)
         for segment in self.segments:
-            segment.known.clear()
+            segment.known.kept.clear()
             segment.pairs.reset()
 
     def remove(self) -> None:

@@ -33,20 +33,17 @@ class KnownCall(NamedTuple):
     pays_off: bool
 
 
-class KnownCalls(dict[Shapes, KnownCall]):
+class KnownCalls:
     """What follows from the shapes of the calls of segments that are alike.
 
-    To be cleared before a run, in which other sizes may gain. Nothing is kept of compiled code: there it is a constant.
+    Attributes:
+        kept: To be cleared before a run, in which other sizes may gain. Nothing is kept of compiled code: there it is a
+            constant, and no graph depends on what is kept.
     """
 
     def __init__(self, rules: MergeRules, weights: SiteWeights) -> None:
-        super().__init__()
         self.rules, self.weights = rules, weights
-
-    @property
-    def only_compiled(self) -> bool:
-        """Whether no call of this run was in eager code, the only one of which anything is kept."""
-        return not self
+        self.kept: dict[Shapes, KnownCall] = {}
 
     def work_out(self, first: BlockCall, shapes: Shapes) -> KnownCall:
         """What follows from these shapes at the first block of a segment; kept, unless it is compiled.
@@ -59,7 +56,7 @@ class KnownCalls(dict[Shapes, KnownCall]):
         front, back = first.locate(shape[1], size, grid)
         known = self.of_tokens(PlanKey(shape[0], grid, device, dtype), front, back)
         if not torch.compiler.is_compiling():
-            self[shapes] = known
+            self.kept[shapes] = known
         return known
 
     def of_tokens(self, key: PlanKey, front: int = 0, back: int = 0) -> KnownCall:
