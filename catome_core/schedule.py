@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from math import ceil, nextafter
 from types import MappingProxyType
 
@@ -60,10 +61,7 @@ class CheckpointSchedule:
             >>> CheckpointSchedule.every(1, 2).rescaled(4).steps
             (0, 1, 2, 3)
         """
-        total = checks.integer("total", total, TOTAL, least=1)
-        if 1 < self.of == len(self.steps):
-            return self.every(1, total)
-        return CheckpointSchedule(tuple(step * total // self.of for step in self.steps), total)
+        return _rescale(self, checks.integer("total", total, TOTAL, least=1))
 
     @classmethod
     def every(cls, interval: int, total: int) -> CheckpointSchedule:
@@ -90,6 +88,14 @@ class CheckpointSchedule:
         parts = checks.numbers("fractions", fractions, expected, least=0, most=below_one)
         # Rounded up, since rescaling rounds down: a third of three steps is step 1.
         return cls(tuple(min(ceil(fraction * 10**6), 10**6 - 1) for fraction in parts), 10**6)
+
+
+@lru_cache
+def _rescale(schedule: CheckpointSchedule, total: int) -> CheckpointSchedule:
+    """Runs of one length follow one another, and checking every step of a list takes as long as all else before one."""
+    if 1 < schedule.of == len(schedule.steps):
+        return CheckpointSchedule.every(1, total)
+    return CheckpointSchedule(tuple(step * total // schedule.of for step in schedule.steps), total)
 
 
 def _paper(*steps: int) -> CheckpointSchedule:

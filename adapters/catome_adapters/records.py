@@ -36,7 +36,9 @@ class SitePlan(NamedTuple):
     @property
     def merges(self) -> bool:
         """Whether its capacity leaves fewer slots than tokens."""
-        return self.key is not None and self.key.grid.slots(self.capacity) < self.key.grid.tokens
+        if self.key is None or self.capacity is None:
+            return False
+        return self.key.grid.slots(self.capacity) < self.key.grid.tokens
 
 
 class SiteStep(NamedTuple):

@@ -15,7 +15,7 @@ from catome_adapters.hooks.pairs import MAX_CALLS_PER_STEP, SitePairs
 from catome_adapters.hooks.rules import MergeRules
 from catome_adapters.hooks.scopes import SCOPES
 from catome_adapters.hooks.segment import Segment
-from catome_adapters.hooks.settled import SettledRun
+from catome_adapters.hooks.settled import SettledRun, is_only_compiled
 from catome_adapters.prediction.network import ALL, NetworkPart
 from catome_adapters.prediction.worth import Trial, Worth
 from catome_adapters.recipes.recipe import MergeRecipe
@@ -60,12 +60,13 @@ class MergeRun:
             matches_output=recipe.metric == "output",
             seed=recipe.seed,
             strides=recipe.strides,
+            parts=1 + len(recipe.later),
             pays_off=self.worth.pays_off,
         )
         self.attachment = Attachment(sites, rules, recipe.segment, partial(before_call, self))
         self.settled = SettledRun(self.attachment)
-        self._step = 0
-        self._trials = {segment: Trial(self.worth, segment.weights) for segment in self.attachment.segments}
+        self._step, self._merging = 0, True
+        self._trials: dict[Segment, Trial] = {}
 
     def begin_run(self) -> None:
         """Check what else is at work on the model, and keep the last run's records until there are new ones."""
@@ -76,24 +77,26 @@ class MergeRun:
         """Decide what this step does."""
         if step > 0:
             check_repeatable(self.sites, self.recipe)
-        if total != self.worth.total:
-            self.worth.begin_run(total)
-            self._checkpoints = self.recipe.schedule.rescaled(total).steps
         for host in self.attachment.hosts:
             host.begin_step(True)
-        self._step = step
-        part = self.recipe.part_at(step, total)
-        if part != self.attachment.known.part:
-            # What was too small for the cells so far may gain with larger ones.
-            self.settled.end()
-            self.attachment.known.begin_part(part)
-        if self.settled.plans is None:
+        self._step, self._merging = step, self.recipe.merges_at(step, total)
+        begins = total != self.worth.total
+        if begins:
+            self.worth.begin_run(total)
+            self._checkpoints = self.recipe.schedule.rescaled(total).steps
+            self.settled.resume(total)
+        self.attachment.known.begin_part(self.recipe.part_at(step, total))
+        if begins or self.settled.plans is None:
             self._begin_segments()
+            return
+        # Compiled code, which does not ask what is settled, may be called at any time.
+        for segment in self.attachment.segments:
+            segment.pairs.merging = self._merging
 
     def begin_call(self, host: Host, step: int | None) -> None:
         """Before a call of a host that is not the first in its step; without a step, every call recomputes."""
         if step is not None:
-            if self.settled.plans is not None:
+            if self.settled.end_within_step():
                 self._begin_segments()
             self.attachment.begin_call(host)
             if host.calls == MAX_CALLS_PER_STEP:
@@ -105,9 +108,11 @@ class MergeRun:
 
     def finish_step(self, step: int | None, completed: bool) -> bool:
         """After a step: record it, and decide about the next ones; whether anything ran."""
+        ran = self._ran
+        if completed and ran is None:
+            self.settled.end()
         if completed and self.settled.plans is None:
             warn_of_idle(self.attachment.idle)
-        ran = self._ran
         # Otherwise the step was recorded already, or the scheduler is shared with another pipeline.
         if ran is None or (step is None and self.needs_steps):
             return False
@@ -115,28 +120,28 @@ class MergeRun:
             self.log.begin_run()
         fresh, plans = self._finish_segments(step, ran)
         self.log.add(self._record(step, bool(fresh), plans), completed)
-        self._decide(step, fresh)
+        if fresh:
+            self._decide(step, fresh)
         if step is None or step + 1 == self.worth.total:
-            unmerged = explain_unmerged(self.log.records, self.recipe, self.sites[0].shape)
-            if unmerged:
+            self.settled.keep(self.worth.total)
+            if unmerged := explain_unmerged(self.log.records, self.recipe, self.sites[0].shape):
                 self._warned.once(unmerged)
         return True
 
     def records(self, step: int | None) -> list[StepRecord]:
         """The records of the last run, oldest first, the present step included, so far as it is known which it is."""
-        ran, plans = self._ran, self.settled.plans
+        ran = self._ran
         if ran is None or (step is None and self.needs_steps):
             return self.log.records
-        if plans is None:
-            plans = [pairs.current_plan() for _, pairs in ran]
+        plans = [pairs.current_plan() for _, pairs in ran] if ran else self.settled.plans or ()
         record = self._record(step, any(pairs.is_fresh for _, pairs in ran), plans)
         return [record] if step is None else self.log.with_pending(record)
 
     def select_calls(self, context_of: Callable[[nn.Module], str | None]) -> None:
         """The next calls of each network belong to this context."""
-        if self.settled.plans is not None:
-            if all(context_of(host.module) is None for host in self.attachment.hosts):
-                return
+        if self.settled.plans is not None and all(context_of(host.module) is None for host in self.attachment.hosts):
+            return
+        if self.settled.end_within_step():
             self._begin_segments()
         self.attachment.select_calls(context_of)
 
@@ -145,25 +150,23 @@ class MergeRun:
         self.worth.begin_run(None)
         self.settled.end()
         self.attachment.reset()
-        for trial in self._trials.values():
-            trial.begin_run()
+        self._trials.clear()
 
     @property
     def _ran(self) -> Sequence[tuple[Segment, SiteMemory]] | None:
         """What is remembered of this step's calls; None if there were none. A settled run remembers nothing more."""
-        if self.settled.plans is None:
+        if not self.settled.holds:
+            # What compiled code has ended.
+            self.settled.end_within_step()
             return self.attachment.ran or None
         return () if self.settled.was_called else None
 
     def _begin_segments(self) -> None:
         """Before a step, or in the middle of one before a call that is unlike those of the steps before."""
-        self.settled.end()
-        step, total = self._step, self.worth.total
+        step, merging = self._step, self._merging
         checkpoint = step in self._checkpoints
-        merging = total is None or self.recipe.merges_at(step, total)
-        self.attachment.begin_step(
-            step, checkpoint, lambda segment: merging and not self._trials[segment].leaves_unmerged(step, checkpoint)
-        )
+        lost = {segment for segment, trial in self._trials.items() if trial.leaves_unmerged(step, checkpoint)}
+        self.attachment.begin_step(step, checkpoint, lambda segment: merging and segment not in lost)
 
     def _finish_segments(
         self, step: int | None, ran: Sequence[tuple[Segment, SiteMemory]]
@@ -185,12 +188,13 @@ class MergeRun:
 
     def _decide(self, step: int | None, fresh: Mapping[Segment, Sequence[SitePairs]]) -> None:
         """After a checkpoint, when it is known how many tokens merge."""
-        if fresh and self.recipe.policy.adapts:
+        if self.recipe.policy.adapts:
             fit_capacity([pairs.cache for found in fresh.values() for pairs in found])
         total = self.worth.total
-        if not fresh or step is None or total is None or step + 1 >= total:
+        if step is None or total is None or step + 1 >= total:
             return
         matches = sum(one > step for one in self._checkpoints) / (total - step - 1)
         for segment, (pairs, *_) in fresh.items():
             if pairs.plan.key is not None:
-                self._trials[segment].decide(pairs.plan.key, pairs.cache.capacity, matches, segment.known.only_compiled)
+                trial = self._trials.setdefault(segment, Trial(self.worth, segment.weights))
+                trial.decide(pairs.plan.key, pairs.cache.capacity, matches, is_only_compiled(segment))

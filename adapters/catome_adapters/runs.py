@@ -8,6 +8,7 @@ from itertools import chain
 from torch import nn
 
 from catome_adapters.hooks.memory import SiteMemory
+from catome_adapters.hooks.settled import is_only_compiled
 from catome_adapters.records import RunLog, StepRecord
 from catome_adapters.reports.report import render_report, report_segment
 from catome_adapters.reports.summary import SessionSummary, summarize_run
@@ -56,6 +57,11 @@ class MergeRuns:
         for run in self.each:
             run.reset()
 
+    def forget_settled(self) -> None:
+        """The next run begins with everything to decide."""
+        for run in self.each:
+            run.settled.forget()
+
     def report(self, skipped: Sequence[SkippedSite]) -> str:
         """What each recipe is attached to, and what none is."""
         texts: list[str] = []
@@ -85,7 +91,7 @@ def _predict_gain(run: MergeRun, records: Sequence[StepRecord]) -> tuple[float, 
     segments = {pairs.name: segment for segment in run.attachment.segments for pairs in segment.pairs}
     ran = [(segments[plan.name], plan, record.checkpoint) for record in records for plan in record.plans]
     outcomes = [
-        run.worth.outcome(one.weights, plan, fresh, one.blocks_per_plan, one.known.only_compiled)
+        run.worth.outcome(one.weights, plan, fresh, one.blocks_per_plan, is_only_compiled(one))
         for one, plan, fresh in ran
     ]
     whole, gain = (sum(parts) for parts in zip((0.0, 0.0), *outcomes, strict=True))

@@ -95,6 +95,7 @@ class MergeSession:
         """
         self._expect_attached()
         self._tracker.reset()
+        self._runs.forget_settled()
 
     def begin_step(self, step: int, total: int, *, context: str | None = None) -> None:
         """Say which step comes next, for models without a scheduler that the session can observe.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import reduce
 from math import log, prod
 from typing import TYPE_CHECKING, Any
 
@@ -93,7 +94,9 @@ def join(
         >>> torch.allclose(join(parts, [half.logsumexp(-1) for half in halves]), whole, atol=1e-6)
         True
     """
-    first, *others = torch.stack(sums, -1).softmax(-1).unsqueeze(3).unbind(-1)
+    # Not a softmax: inductor splits it as a reduction, and warns.
+    whole = reduce(torch.logaddexp, sums)
+    first, *others = (torch.stack(sums) - whole).exp().unsqueeze(-1).unbind()
     joined = outputs[0] * first
     for output, weight in zip(outputs[1:], others, strict=True):
         joined = joined.addcmul_(output, weight)

@@ -16,6 +16,7 @@ pytestmark = [
 ]
 
 MOST_CALLS_PER_BLOCK, MOST_CALLS_PER_FIRST_BLOCK = 20, 25
+MOST_OF_FIRST_RUN = 0.7
 MOST_CALLS_PER_BOUNDARY = {"it would lose": 40, "its time is over": 29}
 SLOW_LAUNCHES = DeviceRates(flops=1e12, attention_flops=1e12, bandwidth=1e12, launch=1.0)
 RECIPES = {"it would lose": make_recipe("keys", levels="top"), "its time is over": make_recipe(during=(0.0, 0.1))}
@@ -62,3 +63,27 @@ def test_a_run_works_out_once_what_its_blocks_have_in_common(name, monkeypatch):
                     model.call(network)
             calls.append(len(calls_of_ours(lambda: model.call(network))))
     assert calls[1] - calls[0] <= MOST_CALLS_PER_FIRST_BLOCK * (len(find_sites(network)) - len(alike))
+
+
+@pytest.mark.parametrize("name", ["DiT", "SD3", "Flux", "Wan"])
+def test_the_second_run_of_a_session_asks_nothing_anew(name, monkeypatch):
+    """Its first step costs what every later one does, in calls and between them."""
+    monkeypatch.setitem(rates.DEVICE_RATES, "cpu", SLOW_LAUNCHES)
+    model = ARCHITECTURES[name]
+    network = model.network()
+    plain = Operations.of(lambda: model.call(network))
+    with attach(network, RECIPES["it would lose"]) as session:
+
+        def calls_in_a_run():
+            calls = []
+            for step in range(TOTAL):
+                calls.append(len(calls_of_ours(lambda step=step: session.begin_step(step, TOTAL))))
+                calls.append(len(calls_of_ours(lambda: model.call(network))))
+            return calls
+
+        first, *later = (calls_in_a_run() for _ in range(3))
+        for one in later:
+            assert one[1:] == [first[-1], *first[-2:] * (TOTAL - 1)]
+            assert sum(one) <= MOST_OF_FIRST_RUN * sum(first)
+        session.begin_step(0, TOTAL)
+        assert Operations.of(lambda: model.call(network)) == plain

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from torch import nn
@@ -30,6 +30,7 @@ class Attachment:
 
     Attributes:
         known: What follows from the shapes of calls.
+        hosts: The modules whose calls give the grids.
     """
 
     def __init__(
@@ -43,12 +44,8 @@ class Attachment:
             Segment(group, self._host(group[0]), replace(rules, seed=seed), self.known)
             for seed, group in enumerate(groups, rules.seed)
         ]
+        self.hosts: Sequence[Host] = [*self._hosts.values()]
         self._lattices = [segment.lattice for segment in self.segments if segment.lattice is not None]
-
-    @property
-    def hosts(self) -> Iterable[Host]:
-        """The modules whose calls give the grids."""
-        return self._hosts.values()
 
     @property
     def pairs(self) -> Iterator[SiteMemory]:
@@ -104,7 +101,7 @@ class Attachment:
             lattice.reset()
         for host in self.hosts:
             host.begin_step(False)
-        self.known.begin_part(0)
+        self.known.reset()
         for segment in self.segments:
             segment.pairs.reset()
 

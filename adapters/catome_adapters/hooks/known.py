@@ -36,21 +36,15 @@ class KnownCall(NamedTuple):
 class KnownCalls:
     """What follows from the shapes of the calls of segments that are alike.
 
-    To be cleared before a run, in which other sizes may gain. Nothing is kept of compiled code: there it is a constant.
-
     Attributes:
-        by_shapes: What is kept.
+        kept: To be cleared before a run, in which other sizes may gain. Nothing is kept of compiled code: there it is a
+            constant, and no graph depends on what is kept.
         part: The part of the run, from 0, whose cells hold.
     """
 
     def __init__(self, rules: MergeRules, weights: SiteWeights) -> None:
         self.rules, self.weights, self.part = rules, weights, 0
-        self.by_shapes: dict[Shapes, KnownCall] = {}
-
-    @property
-    def only_compiled(self) -> bool:
-        """Whether no call of this run was in eager code, the only one of which anything is kept."""
-        return not self.by_shapes
+        self.kept: dict[Shapes, KnownCall] = {}
 
     def work_out(self, first: BlockCall, shapes: Shapes) -> KnownCall:
         """What follows from these shapes at the first block of a segment; kept, unless it is compiled.
@@ -63,12 +57,19 @@ class KnownCalls:
         front, back = first.locate(shape[1], size, grid)
         known = self.of_tokens(PlanKey(shape[0], grid, device, dtype), front, back)
         if not torch.compiler.is_compiling():
-            self.by_shapes[shapes] = known
+            self.kept[shapes] = known
         return known
 
     def of_tokens(self, key: PlanKey, front: int = 0, back: int = 0) -> KnownCall:
         """The same where it is known which tokens are those of the grid."""
         return KnownCall(key, front, back, self.rules.pays_off(self.weights, key, torch.compiler.is_compiling()))
+
+    def stays_small(self, known: KnownCall) -> bool:
+        """Whether such tokens gain nothing, with the cells that hold nor with any that come later in the run."""
+        key, later = known.key, range(self.part + 1, self.rules.parts)
+        strides = [self.rules.strides(key.grid.shape, part) for part in later]
+        grids = [key.grid, *(TokenGrid(key.grid.shape, stride, key.grid.prefix) for stride in strides)]
+        return not any(self.rules.pays_off(self.weights, key._replace(grid=grid), False) for grid in grids)
 
 
 class AlikeCalls:
@@ -87,8 +88,18 @@ class AlikeCalls:
         return self._kinds.setdefault(kind, KnownCalls(self.rules, weights))
 
     def begin_part(self, part: int) -> None:
-        """From now on the cells of this part of the run hold, and nothing is known."""
-        self.part = part
+        """From now on the cells of this part of the run hold."""
+        if part != self.part:
+            self.part = part
+            self.clear()
+
+    def reset(self) -> None:
+        """The first cells hold, and nothing is known."""
+        self.part = 0
+        self.clear()
+
+    def clear(self) -> None:
+        """Nothing is known of calls with the cells that hold now."""
         for calls in self._kinds.values():
-            calls.part = part
-            calls.by_shapes.clear()
+            calls.part = self.part
+            calls.kept.clear()

@@ -115,7 +115,7 @@ class PairsByCall:
             # Memory that a compiled call allocated may be gone in the next call, which other pairs make.
             pairs.own_memory()
         self.state.clear()
-        self.context, self.current = context, self._pairs_for(context, call)
+        self.context, self.current = context, self._kept.get((context, call)) or self._pairs_for(context, call)
 
     def begin_step(self, checkpoint: bool, merging: bool) -> None:
         """Before a step: recompute or reuse, or leave the tokens alone."""

@@ -22,6 +22,7 @@ class MergeRules:
         matches_output: Match what the scope computes, instead of what enters it.
         seed: Seed of random destinations, or the place at which a moving lattice begins.
         strides: From the size of a grid and the part of the run, from 0, to the size of the cells.
+        parts: Number of parts of the run that have cells of their own.
         pays_off: Whether merging gains time for such tokens in this run, in compiled code or not; asked once for every
             size.
     """
@@ -32,6 +33,7 @@ class MergeRules:
     matches_output: bool
     seed: int
     strides: Callable[[tuple[int, ...], int], int | tuple[int, ...]]
+    parts: int
     pays_off: Callable[[SiteWeights, PlanKey, bool], bool]
 
 

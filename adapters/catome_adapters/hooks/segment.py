@@ -74,7 +74,7 @@ class Segment:
     @property
     def is_too_small(self) -> bool:
         """Whether all of its calls in this step, in eager code, had sizes at which nothing merges in this run."""
-        small = [known.key for known in self.known.by_shapes.values() if not known.pays_off]
+        small = [known.key for known in self.known.kept.values() if self.known.stays_small(known)]
         return all(any(pairs.key is key for key in small) for pairs in self.pairs)
 
     def before_block(self, block: BlockCall, call: Arguments) -> Arguments:
@@ -142,11 +142,10 @@ class Segment:
         state, size = self.state, self.host.size or self.host.refuse_block(self.site.name)
         repeated = self.passes.begin(tokens, size) if self.host.is_recorded else None
         shapes = (repeated.size if repeated else size, tokens.shape, tokens.dtype, tokens.device)
-        known = None if torch.compiler.is_compiling() else self.known.by_shapes.get(shapes)
+        known = None if torch.compiler.is_compiling() else self.known.kept.get(shapes)
         known = known or self.known.work_out(self.first, shapes)
         state.repeated, state.attended = repeated, False
-        state.front, state.length = known.front, tokens.shape[1]
-        state.grid = known.key.grid
+        state.front, state.length, state.grid = known.front, tokens.shape[1], known.key.grid
         state.plan, state.active = None, not self.scope.plans_ahead
         if self.scope.plans_ahead:
             plan = self._plan(0, known, tokens)
@@ -155,9 +154,8 @@ class Segment:
 
     def _match_output(self, tokens: Tensor) -> None:
         """Make the plan from what came out of the scope: tokens (batch, tokens, channels) of the block's sequence."""
-        pairs, key = self.pairs.current[0], self.last_calls[0].key
+        pairs, key, self.state.match_output = self.pairs.current[0], self.last_calls[0].key, False
         assert key is not None
-        self.state.match_output = False
         tokens = tokens[:, self.state.front : self.state.front + key.grid.tokens]
         # Under autocast the output has another dtype than the input, by which the plan is found again.
         pairs.plan_for(tokens.to(key.dtype), key.grid)
@@ -173,7 +171,7 @@ class BlockHooks(HookOwner):
     """The hooks around one block of a segment.
 
     Attributes:
-        settled: Whether they do nothing.
+        settled: Whether they do nothing. Compiled code, in which more pays off, ends it first: no graph depends on it.
     """
 
     settled = False
@@ -189,6 +187,8 @@ class BlockHooks(HookOwner):
             handle.remove()
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
+        if torch.compiler.is_compiling():
+            self.settled = False
         return None if self.settled or self.is_copy else self.segment.before_block(self.block, (args, kwargs))
 
     def _after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:

@@ -125,10 +125,6 @@ class Trial:
 
     def __init__(self, worth: Worth, weights: SiteWeights) -> None:
         self.worth, self.weights = worth, weights
-        self.begin_run()
-
-    def begin_run(self) -> None:
-        """Nothing is known yet."""
         self.loses, self._cost, self._spent, self._call = False, 0.0, 0.0, 0.0
 
     def leaves_unmerged(self, step: int, checkpoint: bool) -> bool:

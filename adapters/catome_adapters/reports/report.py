@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from catome_adapters.hooks.scopes import SCOPES
 from catome_adapters.hooks.segment import Segment
+from catome_adapters.hooks.settled import is_only_compiled
 from catome_adapters.prediction.seconds import TYPICAL_BATCH, predict_site, typical_grid
 from catome_adapters.recipes.recipe import MergeRecipe
 from catome_adapters.reports.names import group_name, name_groups
@@ -50,7 +51,7 @@ def report_segment(segment: Segment) -> Iterator[SiteReport]:
         if key is None:
             yield SiteReport(site)
         else:
-            merges = segment.rules.pays_off(segment.weights, key, segment.known.only_compiled)
+            merges = segment.rules.pays_off(segment.weights, key, is_only_compiled(segment))
             yield SiteReport(site, key.grid, key.batch, not merges)
 
 

@@ -71,11 +71,12 @@ class SchedulerObserver(MethodObserver[SchedulerSubscriber]):
         return method(*args, **kwargs)
 
     def _start_at(self, step: int | None) -> None:
-        if step is None or not 0 <= step < self.total:
+        total = self.total
+        if step is None or not 0 <= step < total:
             return
         self.count = step
         for subscriber in self.subscribers:
-            subscriber.on_start(step, self.total)
+            subscriber.on_start(step, total)
 
     def _step(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         result = method(*args, **kwargs)

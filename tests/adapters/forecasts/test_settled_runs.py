@@ -1,18 +1,25 @@
 """Runs whose calls are too small to gain: little is done after the first step, and everything once a call differs."""
 
+import gc
+import warnings
+import weakref
 from contextlib import contextmanager
 
 import pytest
 import torch
+from diffusers import PyramidAttentionBroadcastConfig
 
-from catome_adapters import attach, find_sites
+from catome_adapters import MergeRecipe, attach, find_sites
 from catome_adapters.hooks.settled import SettledRun
 from catome_adapters.prediction.worth import Worth
-from probes import Operations, calls_of_ours
+from catome_core import Lattice
+from probes import Interrupted, Operations, calls_of_ours, failing
 from running import TOTAL, assert_same, call, make_recipe
 from stepping import counting_recipe
+from zoo.noise import noise
 from zoo.transformers import ARCHITECTURES
 from zoo.unet_pipelines import class_pipeline, draw
+from zoo.unets import predict
 
 pytestmark = [
     pytest.mark.usefixtures("without_gradients"),
@@ -20,13 +27,15 @@ pytestmark = [
 ]
 
 RECIPE = make_recipe("keys", levels="top")
+LATTICE = MergeRecipe(Lattice(), scope="keys", levels="top", during=(0.3, 1.0))
 MODEL = ARCHITECTURES["DiT"]
+BROADCAST = PyramidAttentionBroadcastConfig(spatial_attention_block_skip_range=2, current_timestep_callback=lambda: 500)
 
 
 @pytest.fixture
 def break_even(monkeypatch) -> None:
-    """Calls with more than two samples gain, others lose."""
-    monkeypatch.setattr(Worth, "at_size", lambda self, weights, key, total: key.batch > 2)
+    """Calls with more than two samples gain, and all that are compiled; others lose."""
+    monkeypatch.setattr(Worth, "at_size", lambda self, weights, key, total, compiled=False: compiled or key.batch > 2)
 
 
 @contextmanager
@@ -84,8 +93,7 @@ def test_a_call_that_differs_is_as_if_nothing_had_been_settled(change, break_eve
         unsettled, expected, expected_rows = outcome()
     assert settled and not unsettled
     assert_same(calls, expected)
-    assert {row for row in rows if row.slots < row.tokens} == {row for row in expected_rows if row.slots < row.tokens}
-    assert {row.step for row in rows} == {row.step for row in expected_rows}
+    assert rows == expected_rows
 
 
 def test_a_settled_run_is_recorded_and_explained_as_any_other(break_even, monkeypatch):
@@ -130,9 +138,188 @@ def test_pictures_of_a_pipeline_are_settled_from_the_second_step_on(break_even):
     with attach(pipe, counting_recipe(levels="top")) as session:
         seen = []
         pipe.unet.register_forward_hook(lambda *_: seen.append(is_settled(session)))
-        assert_same(draw(pipe), alone)
-        assert seen[0] is False and set(seen[1:]) == {True}
-        seen.clear()
-        pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
-        assert_same(draw(pipe), alone)
-        assert len({row.step for row in session.summary().rows}) == len(seen)
+        for begins_settled in (False, True, True, False):
+            seen.clear()
+            if session.summary().rows and not begins_settled:
+                pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
+            assert_same(draw(pipe), alone)
+            assert seen[0] is begins_settled and set(seen[1:]) == {True}
+            assert len({row.step for row in session.summary().rows}) == len(seen)
+
+
+# The second run of a session.
+
+
+def a_run(network, session, total=TOTAL, **options):
+    return torch.stack([call(MODEL, network, session, step, total=total, **options) for step in range(total)])
+
+
+def a_run_of_another_batch(network, session):
+    return a_run(network, session, batch=4)
+
+
+def a_run_of_another_size(network, session):
+    return a_run(network, session, size=MODEL.sizes[1])
+
+
+def a_run_of_another_type(network, session):
+    network.double()
+    try:
+        return a_run(network, session, hidden_states=MODEL.inputs()["hidden_states"].double())
+    finally:
+        network.float()
+
+
+def a_run_of_another_length(network, session):
+    return a_run(network, session, TOTAL + 2)
+
+
+def a_run_with_gradients(network, session):
+    with torch.enable_grad():
+        return torch.stack([MODEL.predict(network).detach() for step in range(TOTAL) if not begin(session, step)])
+
+
+def a_run_of_two_calls_a_step(network, session):
+    return torch.stack([call(MODEL, network, session, step) + MODEL.call(network, seed=1) for step in range(TOTAL)])
+
+
+def a_run_of_named_calls(network, session):
+    return torch.stack([MODEL.call(network) for step in range(TOTAL) if not begin(session, step, context="cond")])
+
+
+def a_run_from_the_middle(network, session):
+    return torch.stack([call(MODEL, network, session, step, batch=4) for step in range(2, TOTAL)])
+
+
+def a_run_of_growing_batches(network, session):
+    return torch.cat([call(MODEL, network, session, step, batch=2 + step) for step in range(TOTAL)])
+
+
+def a_run_after_a_reset(network, session):
+    session.reset()
+    return a_run(network, session)
+
+
+def a_run_after_a_call_without_step(network, session):
+    session.reset()
+    with pytest.warns(UserWarning, match="the denoising step is unknown"):
+        one = MODEL.call(network, batch=4)
+    return torch.cat([one, *a_run(network, session)])
+
+
+def a_run_after_an_interrupted_one(network, session):
+    call(MODEL, network, session, 0)
+    with failing(network.transformer_blocks[1]), pytest.raises(Interrupted):
+        call(MODEL, network, session, 1)
+    return a_run(network, session, batch=4)
+
+
+def begin(session, step, **options):
+    session.begin_step(step, TOTAL, **options)
+
+
+BEGIN_SETTLED = [a_run, a_run_of_two_calls_a_step, a_run_of_growing_batches, a_run_after_an_interrupted_one]
+BEGIN_ANEW = [a_run_of_another_batch, a_run_of_another_size, a_run_of_another_type, a_run_of_another_length]
+BEGIN_ANEW += [a_run_with_gradients, a_run_of_named_calls, a_run_from_the_middle, a_run_after_a_reset]
+BEGIN_ANEW += [a_run_after_a_call_without_step]
+RECIPES = {"keys": RECIPE, "random": make_recipe(levels="top", destination="random"), "lattice": LATTICE}
+
+
+def said_by(session):
+    """Everything but times."""
+    return session.summary()._replace(seconds=None), session.report(), [*session.plans()], session.step
+
+
+@pytest.mark.parametrize("second", BEGIN_SETTLED + BEGIN_ANEW)
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_second_run_is_as_if_nothing_had_been_settled(recipe, second, break_even, monkeypatch):
+    network, settled, said = MODEL.network(), [], []
+
+    def note(session):
+        settled.append(is_settled(session))
+        said.append(said_by(session))
+
+    def outcome():
+        settled.clear()
+        said.clear()
+        with attach(network, RECIPES[recipe]) as session:
+            handle = network.register_forward_hook(lambda *_: note(session))
+            outputs = [a_run(network, session), second(network, session), a_run(network, session)]
+            handle.remove()
+            return outputs, [*said, said_by(session)]
+
+    ours = outcome()
+    assert settled[TOTAL] == (second in BEGIN_SETTLED)
+    with never_settled(monkeypatch):
+        theirs = outcome()
+    assert not any(settled)
+    assert_same(ours[0], theirs[0])
+    assert ours[1] == theirs[1]
+
+
+def test_calls_between_two_pictures_leave_no_trace_in_the_second(break_even, monkeypatch):
+    pipe = class_pipeline()
+
+    def outcome():
+        with attach(pipe, counting_recipe(levels="top")) as session, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            drawn = draw(pipe)
+            between = predict(pipe.unet, noise(4, 12, 12, 20), encoder_hidden_states=noise(4, 3, 12))
+            return [drawn, between, draw(pipe)], said_by(session)
+
+    ours = outcome()
+    with never_settled(monkeypatch):
+        theirs = outcome()
+    assert_same(ours[0], theirs[0])
+    assert ours[1] == theirs[1]
+
+
+def test_every_run_warns_as_often_as_if_nothing_had_been_settled(break_even, monkeypatch):
+    network = MODEL.network()
+
+    def warned():
+        with warnings.catch_warnings(record=True) as caught, attach(network, RECIPE) as session:
+            warnings.simplefilter("always")
+            for batch in (2, 2, 4, 2, 2):
+                a_run(network, session, batch=batch)
+        return [str(one.message) for one in caught]
+
+    ours = warned()
+    with never_settled(monkeypatch):
+        assert warned() == ours
+    assert len(ours) == 1
+
+
+def test_what_cannot_work_is_refused_before_a_run_that_would_begin_settled(break_even):
+    model = ARCHITECTURES["Flux"]
+    network = model.network()
+    alone = model.call(network)
+    with attach(network, make_recipe(levels="top")) as session:
+        for step in range(TOTAL):
+            assert_same(call(model, network, session, step), alone)
+        network.enable_cache(BROADCAST)
+        with pytest.raises(ValueError, match="call disable_cache"):
+            session.begin_step(0, TOTAL)
+        network.disable_cache()
+        assert_same(call(model, network, session), alone)
+
+
+def test_no_tensor_of_a_run_outlives_the_next_one(break_even):
+    network = MODEL.network()
+    with attach(network, RECIPE) as session:
+        a_run(network, session)
+        kept = weakref.ref(session._runs.each[0].log.records[-1].plans[0].unmergeable)
+        a_run(network, session, TOTAL + 1, batch=4)
+        gc.collect()
+        assert kept() is None
+
+
+def test_a_step_in_which_nothing_is_called_ends_it(break_even):
+    """Of another pipeline with the same scheduler, or of compiled code that is not seen."""
+    pipe = class_pipeline()
+    with attach(pipe, counting_recipe(levels="top")) as session:
+        draw(pipe)
+        pipe.scheduler.set_timesteps(5)
+        assert is_settled(session)
+        pipe.scheduler.step(noise(1, 4, 8, 8), pipe.scheduler.timesteps[0], noise(1, 4, 8, 8))
+        assert not is_settled(session)

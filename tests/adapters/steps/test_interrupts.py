@@ -12,6 +12,7 @@ import torch
 from torch.overrides import _get_current_function_mode_stack
 
 from catome_adapters import attach
+from catome_adapters.prediction.worth import Worth
 from catome_core import InterceptAttention
 from running import SCOPES, make_recipe, progressive_recipe
 from zoo.transformers import ARCHITECTURES
@@ -128,3 +129,35 @@ def test_keys_of_an_interrupted_call_reach_no_other():
         handle.remove()
         session.begin_step(5, 6)
         assert torch.equal(model.call(network), whole)
+
+
+@pytest.mark.filterwarnings("ignore:nothing merged in this run")
+def test_an_interrupted_run_that_began_settled_leaves_nothing_behind(monkeypatch):
+    """Small calls lose, and the session takes part in large ones alone."""
+    monkeypatch.setattr(Worth, "at_size", lambda self, weights, key, total: key.batch > 2)
+    model, recipe = ARCHITECTURES["DiT"], make_recipe("keys", levels="top")
+    network = model.network()
+    unmerged = model.call(network)
+
+    def run(session, **options) -> list[torch.Tensor]:
+        outputs = []
+        for step in range(2):
+            session.begin_step(step, 2)
+            outputs.append(model.call(network, **options))
+        return outputs
+
+    with attach(network, recipe) as session:
+        merged = run(session, batch=3)
+    with attach(network, recipe) as session:
+        run(session)
+        with interrupted(None) as clock:
+            run(session)
+        for moment in moments(clock.lines):
+            run(session)
+            with pytest.raises(KeyboardInterrupt), interrupted(moment):
+                run(session)
+            assert all(map(torch.equal, run(session, batch=3), merged))
+            with pytest.raises(KeyboardInterrupt), interrupted(moment):
+                run(session)
+            assert all(torch.equal(output, unmerged) for output in run(session))
+            assert {row.slots == row.tokens for row in session.summary().rows} == {True}
