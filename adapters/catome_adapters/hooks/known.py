@@ -53,7 +53,9 @@ class KnownCalls:
             ValueError: If the tokens do not fit the grid.
         """
         size, shape, dtype, device = shapes
-        grid = TokenGrid(size.shape, self.rules.strides(size.shape, self.part), first.site.prefix)
+        # Those of later parts of the run, too: what does not fit is an error at once.
+        strides = [self.rules.strides(size.shape, part) for part in range(self.rules.parts)]
+        grid = TokenGrid(size.shape, strides[self.part], first.site.prefix)
         front, back = first.locate(shape[1], size, grid)
         known = self.of_tokens(PlanKey(shape[0], grid, device, dtype), front, back)
         if not torch.compiler.is_compiling():

@@ -11,7 +11,7 @@ from catome_core import AdaptiveMerge, Lattice, NearField, TokenGrid
 GATHER_LAUNCHES, GATHER_BEHIND_LAUNCHES, NEAR_LAUNCHES = 5, 7, 34
 """Operations that a call adds which gathers its keys before their projections, behind them, or for tiles with a near
 field, as a dispatch mode counts them."""
-JOINED_LAUNCHES, PART_LAUNCHES = 8, 6
+JOINED_LAUNCHES, PART_LAUNCHES = 8, 7
 """The same where the parts of a near field are joined, and for each of them; views, of which there are many, aside."""
 BLOCK = 128
 """Fused attention on a GPU works on this many queries and keys at a time."""
