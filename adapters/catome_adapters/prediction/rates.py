@@ -33,6 +33,7 @@ class DeviceRates:
             gather their own keys.
         convolution_flops: FLOP/s of a UNet's convolutions, with the norms and activations around them; None: as of a
             matrix product.
+        single_share: Share of the FLOP/s of matrix products and attention that is left in single precision.
         hooks: Seconds of the host around a block that merges, without compilation.
         runs_ahead: Whether the host launches operations while the device computes earlier ones.
     """
@@ -45,6 +46,7 @@ class DeviceRates:
     tile_flops: float | None = None
     joining: float | None = None
     convolution_flops: float | None = None
+    single_share: float = 1.0
     hooks: float = 0.0
     runs_ahead: bool = False
 
@@ -72,6 +74,18 @@ class DeviceRates:
             bandwidth=self.bandwidth * memory,
         )
 
+    def in_precision(self, itemsize: int) -> DeviceRates:
+        """The same for numbers of so many bytes."""
+        if itemsize < 4 or self.single_share == 1.0:
+            return self
+        return replace(
+            self,
+            flops=self.flops * self.single_share,
+            attention_flops=self.attention_flops * self.single_share,
+            tile_flops=self.tile_flops and self.tile_flops * self.single_share,
+            single_share=1.0,
+        )
+
     @property
     def compiled(self) -> DeviceRates:
         """The same for compiled code, in which the host does little; on a CPU it makes no difference that counts."""
@@ -88,13 +102,14 @@ DEVICE_RATES = {
         tile_flops=3.4e14,
         joining=6.0,
         convolution_flops=1.7e14,
+        single_share=0.06,
         bandwidth=3e12,
         launch=2.2e-5,
         hooks=2e-4,
         runs_ahead=True,
     ),
 }
-"""Measured: two cores of a server's CPU in float32, and an H100 in bfloat16."""
+"""Measured: two cores of a server's CPU in float32, and an H100 in bfloat16, and in float32 without TF32."""
 
 
 SPEEDS: dict[int, RelativeSpeed] = {}

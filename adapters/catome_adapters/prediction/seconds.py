@@ -90,7 +90,7 @@ def predict(
         denoises: Whether the recipe's schedule says which calls match; False: every call does.
     """
     scope, tokens, removed = SCOPES[recipe.scope], grid.tokens, assumed_share(grid, recipe)
-    weights = weights_as_gathered(weights, recipe.policy)
+    weights, rates = weights_as_gathered(weights, recipe.policy), rates.in_precision(weights.itemsize)
     seconds = site_seconds(weights, grid, batch, recipe, rates, removed)
     whole = block_work(weights, tokens, batch, rates).device
     saved = (_seconds(scope.saved_flops(weights, tokens, share), batch, rates) for share in (0.5, 0.75))
@@ -112,17 +112,18 @@ def site_seconds(
         '0.305 0.115 0.016 0.228'
     """
     scope, tokens, weights = SCOPES[recipe.scope], grid.tokens, weights_as_gathered(weights, recipe.policy)
+    rates = rates.in_precision(weights.itemsize)
     whole = block_work(weights, tokens, batch, rates)
     less = Work(-_seconds(scope.saved_flops(weights, tokens, removed), batch, rates), 0.0)
     reuse = _reuse_work(weights, grid, batch, recipe, rates, removed)
     match = _match_work(weights, grid, batch, recipe, rates)
-    parts = [whole, less, reuse, match]
-    block, shorter, reusing, matching = (rates.elapsed(*parts[:count]) for count in range(1, 5))
+    block, shorter, reusing, matching = (rates.elapsed(*[whole, less, reuse, match][:count]) for count in range(1, 5))
     return SiteSeconds(block, block - shorter, reusing - shorter, matching - reusing)
 
 
 def block_work(weights: SiteWeights, tokens: int, batch: int, rates: DeviceRates) -> Work:
     """What a block computes without merging."""
+    rates = rates.in_precision(weights.itemsize)
     return Work(_seconds(weights.saved_in_block(tokens, 1), batch, rates), weights.operations * rates.launch)
 
 
