@@ -24,7 +24,7 @@ EVERY_STEP = CheckpointSchedule.every(1, 50)
 HALF: Stride = (1, 2)
 CLOSE = MergeRecipe(Lattice(near="auto"), scope="keys", stride=HALF, during="auto")
 BALANCED = replace(CLOSE, later=((0.25, 2),))
-"""Twice as many keys in the first quarter of the steps that merge: in some pictures they decide how it goes on."""
+"""In the first quarter of the steps that merge, half of the keys: in some pictures they decide how it goes on."""
 
 RECIPES: Mapping[str, MergeRecipe] = MappingProxyType(
     _Named(
@@ -32,7 +32,7 @@ RECIPES: Mapping[str, MergeRecipe] = MappingProxyType(
             "default": BALANCED,
             "close": CLOSE,
             "balanced": BALANCED,
-            "fast": replace(CLOSE, stride=2, later=((0.25, (2, 4)),)),
+            "fast": replace(CLOSE, later=((0.25, (2, 4)),)),
             "adaptive": MergeRecipe(),
             "paper": MergeRecipe(AdaptiveMerge(), proportional=False, levels="top"),
             "keys": MergeRecipe(scope="keys"),
@@ -53,7 +53,7 @@ RECIPES: Mapping[str, MergeRecipe] = MappingProxyType(
     )
 )
 """Recipes by name. By goal: "close", "balanced" and "fast", whose queries see half, a quarter and an eighth of the far
-keys, others in every step, and the latter two twice as many at first; "default" is "balanced". By method: "adaptive",
+keys, others in every step, and all of them half at first; "default" is "balanced". By method: "adaptive",
 tokens above a threshold merge around self-attention; "keys", only as its keys; "paper", to the letter; "todo", a
 quarter of the keys, the same in every step; "tomesd", half of the tokens, matched anew at every step. For models that
 are called once per input: "vit", half of the tokens of every block; "tome", for classification: every block merges 6 %
