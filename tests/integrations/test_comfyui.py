@@ -28,7 +28,8 @@ NODE = load_node()
 RECIPES = NODE.NODE_CLASS_MAPPINGS["CaTome"].INPUT_TYPES()["required"]["recipe"][0]
 KINDS = ["default", "todo", "tomesd", "adaptive", "keys"]
 """A recipe of each kind: a lattice that moves or not, tokens that merge always or by threshold, and their keys."""
-CELLS = {"close": [(1, 2)] * 7, "balanced": [(1, 2)] * 2 + [2] * 5, "fast": [(1, 2)] * 2 + [(2, 4)] * 5, "todo": [2] * 7}
+HALF = (1, 2)
+CELLS = {"close": [HALF] * 7, "balanced": [HALF] * 2 + [2] * 5, "fast": [HALF] * 2 + [(2, 4)] * 5, "todo": [2] * 7}
 CELLS["default"] = CELLS["balanced"]
 """The cells of a lattice in every step."""
 LEFT = {name: [1 / prod(TokenGrid((8, 8), stride).strides) for stride in cells] for name, cells in CELLS.items()}
