@@ -37,7 +37,8 @@ def _graphs_of_merging(recipe: MergeRecipe, denoises: bool) -> str:
     if isinstance(recipe.policy, Lattice):
         steps = "all steps" if recipe.during == (0.0, 1.0) else "all steps that merge"
         kinds = len(in_parts(recipe))
-        return f"one graph for {steps}" if kinds == 1 else f"{kinds} graphs for {steps}, one for each kind of cells"
+        number = {2: "two"}.get(kinds, kinds)
+        return f"one graph for {steps}" if kinds == 1 else f"{number} graphs for {steps}, one for each kind of cells"
     if not denoises or checkpoint_share(recipe) == 1:
         return "one graph, which recomputes the pairs in every call"
     rung = " for every rung of the ladder in use" if recipe.policy.adapts else ""

@@ -51,11 +51,14 @@ def joins_on(call: dict[str, Any], field: NearField) -> int | None:
     return backend if backend in (FLASH, EFFICIENT, CUDNN) else None
 
 
-@torch.compiler.assume_constant_result
 def choose_backend(device: torch.device, dtype: torch.dtype) -> int:
     """The value of the `SDPBackend` that fused attention chooses by itself; a compiler sees a constant."""
     probe = torch.empty(1, 1, MOST_CHANNELS, MOST_CHANNELS, device=device, dtype=dtype)
     return torch.ops.aten._fused_sdp_choice.default(probe, probe, probe)
+
+
+# All that `torch.compiler.assume_constant_result` does, which imports the compiler.
+choose_backend._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
 
 
 def attend_joined(

@@ -70,4 +70,4 @@ def test_a_ladder_has_two_graphs_for_every_rung_and_lattices_and_vits_have_one()
 def test_each_kind_of_cells_takes_a_graph():
     recipe = replace(always("todo"), later=((0.04, (2, 4)),))
     assert count_graphs(recipe) == 2
-    assert describe_graphs(recipe, denoises=True) == "2 graphs for all steps, one for each kind of cells"
+    assert describe_graphs(recipe, denoises=True) == "two graphs for all steps, one for each kind of cells"
