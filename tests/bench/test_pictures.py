@@ -102,7 +102,7 @@ def test_what_cannot_be_drawn_is_refused():
 @pytest.mark.parametrize("arch", ["unet", "dit"])
 def test_pictures_of_one_call_are_those_of_several(arch):
     """Three, of which two are drawn together."""
-    options = {"arch": arch, "steps": (3,), "images": 3, "size": 64, "only": ["ToDo", "balanced", "50 %", "2 steps"]}
+    options = {"arch": arch, "steps": (3,), "images": 3, "size": 32, "only": ["ToDo", "1/4 lattice", "2 steps"]}
     alone, together = (rows(run_pictures(**options, batch=batch)) for batch in (1, 2))
     assert list(alone) == list(together)
     for name, row in alone.items():
