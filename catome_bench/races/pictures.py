@@ -109,7 +109,8 @@ def _compare_variants(
     drawn: Drawn,
     describe: Features | None,
 ) -> list[dict[str, Any]]:
-    _warm_up(pipeline, chosen[REFERENCE], pictures)
+    # An error of the reference is one of all.
+    _draw_two_steps(pipeline, chosen[REFERENCE], pictures)
     notes = {name: _warm_up(pipeline, variant, pictures) for name, variant in chosen.items()}
     able = {name: variant for name, variant in chosen.items() if not notes[name]}
     drawings = _draw_all(pipeline, able, pictures, drawn)
@@ -128,10 +129,14 @@ def _compare_variants(
 def _warm_up(pipeline: ClassPipeline, variant: Variant, pictures: Pictures) -> str:
     """Two untimed steps; returns the reason if the variant cannot run, so that the others keep their rows."""
     try:
-        _draw(pipeline, variant, "warm up", pictures._replace(steps=2), pictures.calls[0])
+        _draw_two_steps(pipeline, variant, pictures)
     except Exception as error:
         return str(error) or type(error).__name__
     return ""
+
+
+def _draw_two_steps(pipeline: ClassPipeline, variant: Variant, pictures: Pictures) -> None:
+    _draw(pipeline, variant, "warm up", pictures._replace(steps=2), pictures.calls[0])
 
 
 def _draw_all(

@@ -90,6 +90,15 @@ def test_a_peer_that_is_not_installed_keeps_its_row(monkeypatch: pytest.MonkeyPa
     assert "--no-deps ca-tome==0.1.3" in printed(render_pictures(results))
 
 
+def test_an_error_of_the_unmerged_run_is_raised_as_it_is(monkeypatch: pytest.MonkeyPatch):
+    def out_of_memory(*args: Any) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(Artist, "draw_batch", out_of_memory)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        run_pictures(steps=(2,), images=1, size=16, only=["ToDo"])
+
+
 def test_what_cannot_be_drawn_is_refused():
     with pytest.raises(ValueError, match=r"'tome'.*'tomesd'"):
         run_pictures(steps=(2,), only=["tome"])

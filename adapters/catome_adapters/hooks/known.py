@@ -54,8 +54,7 @@ class KnownCalls:
         """
         size, shape, dtype, device = shapes
         # Those of later parts of the run, too: what does not fit is an error at once.
-        strides = [self.rules.strides(size.shape, part) for part in range(self.rules.parts)]
-        grid = TokenGrid(size.shape, strides[self.part], first.site.prefix)
+        grid = self._grids(size.shape, first.site.prefix)[self.part]
         front, back = first.locate(shape[1], size, grid)
         known = self.of_tokens(PlanKey(shape[0], grid, device, dtype), front, back)
         if not torch.compiler.is_compiling():
@@ -68,10 +67,14 @@ class KnownCalls:
 
     def stays_small(self, known: KnownCall) -> bool:
         """Whether such tokens gain nothing, with the cells that hold nor with any that come later in the run."""
-        key, later = known.key, range(self.part + 1, self.rules.parts)
-        strides = [self.rules.strides(key.grid.shape, part) for part in later]
-        grids = [key.grid, *(TokenGrid(key.grid.shape, stride, key.grid.prefix) for stride in strides)]
-        return not any(self.rules.pays_off(self.weights, key._replace(grid=grid), False) for grid in grids)
+        if known.pays_off:
+            return False
+        later = self._grids(known.key.grid.shape, known.key.grid.prefix)[self.part + 1 :]
+        return not any(self.rules.pays_off(self.weights, known.key._replace(grid=grid), False) for grid in later)
+
+    def _grids(self, shape: tuple[int, ...], prefix: int) -> list[TokenGrid]:
+        """The layout in each part of the run."""
+        return [TokenGrid(shape, self.rules.strides(shape, part), prefix) for part in range(self.rules.parts)]
 
 
 class AlikeCalls:
@@ -92,16 +95,14 @@ class AlikeCalls:
     def begin_part(self, part: int) -> None:
         """From now on the cells of this part of the run hold."""
         if part != self.part:
-            self.part = part
-            self.clear()
+            self._begin(part)
 
     def reset(self) -> None:
         """The first cells hold, and nothing is known."""
-        self.part = 0
-        self.clear()
+        self._begin(0)
 
-    def clear(self) -> None:
-        """Nothing is known of calls with the cells that hold now."""
+    def _begin(self, part: int) -> None:
+        self.part = part
         for calls in self._kinds.values():
-            calls.part = self.part
+            calls.part = part
             calls.kept.clear()
