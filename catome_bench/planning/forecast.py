@@ -21,7 +21,7 @@ from catome_adapters.prediction.seconds import assumed_share
 from catome_adapters.prediction.worth import MIN_GAIN
 from catome_adapters.recipes.calibrated import Recipe
 from catome_adapters.recipes.decide import decide
-from catome_adapters.recipes.parts import in_parts, share_of_run
+from catome_adapters.recipes.parts import weighted_parts
 from catome_adapters.sites.weights import Flops, count_weights
 from catome_bench.planning.blueprint import Blueprint
 from catome_bench.planning.grids import Pixels, input_size, sites_at
@@ -78,11 +78,9 @@ class Forecast(NamedTuple):
         """
         if not self.merging:
             return 1.0
-        recipe = self.recipes[self.merging[0].name]
-        removed = [
-            share_of_run(one) * assumed_share(default_grid(self.merging[0], one), one) for one in in_parts(recipe)
-        ]
-        return 1 - sum(removed) / share_of_run(recipe)
+        first = self.merging[0]
+        parts = weighted_parts(self.recipes[first.name])
+        return 1 - sum(share * assumed_share(default_grid(first, one), one) for one, share in parts)
 
     def ceiling(self, sites: Iterable[MergeSite], removed: float, scope: str) -> float:
         """Speed-up of all networks together if removing this share of the tokens of these sites were free."""

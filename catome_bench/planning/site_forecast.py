@@ -11,7 +11,7 @@ from catome_adapters import MergeRecipe, MergeSite, Prediction, predict_site
 from catome_adapters.prediction.network import NetworkPart
 from catome_adapters.prediction.seconds import TYPICAL_BATCH, typical_grid
 from catome_adapters.prediction.worth import Worth
-from catome_adapters.recipes.parts import in_parts, share_of_run
+from catome_adapters.recipes.parts import share_of_run, weighted_parts
 from catome_adapters.sites.weights import count_weights
 from catome_core import PlanKey, TokenGrid
 
@@ -36,20 +36,19 @@ def forecast_site(
     site: MergeSite, recipe: MergeRecipe, part: NetworkPart, device_type: str, compiled: bool, attached: bool
 ) -> SiteForecast:
     """Forecast for a site with a grid; `part` is that of the attached sites in the networks."""
-    predictions: list[Prediction] = []
-    gains: list[float] = []
-    whole = share_of_run(recipe)
-    for one in in_parts(recipe):
+    predictions: list[tuple[Prediction, float]] = []
+    gain, merges = 0.0, False
+    for one, share in weighted_parts(recipe):
         grid = default_grid(site, one)
-        prediction, share = predict_site(site, one, grid, device_type=device_type, compiled=compiled), share_of_run(one)
+        prediction = predict_site(site, one, grid, device_type=device_type, compiled=compiled)
+        predictions.append((prediction, share))
         key = PlanKey(TYPICAL_BATCH, grid, torch.device(device_type), torch.float32)
         worth = Worth(one, part, site.denoises)
         if attached and worth.at_size(count_weights(site), key, None, compiled=compiled):
-            gains.append(share * prediction.gain)
-        saved, overhead = (share / whole * seconds for seconds in (prediction.saved, prediction.overhead))
-        predictions.append(prediction._replace(saved=saved, overhead=overhead))
-    saved, overhead = sum(one.saved for one in predictions), sum(one.overhead for one in predictions)
-    return SiteForecast(site, predictions[0]._replace(saved=saved, overhead=overhead), bool(gains), sum(gains))
+            gain, merges = gain + share_of_run(one) * prediction.gain, True
+    first, _ = predictions[0]
+    saved, overhead = (sum(share * getattr(one, name) for one, share in predictions) for name in ("saved", "overhead"))
+    return SiteForecast(site, first._replace(saved=saved, overhead=overhead), merges, gain)
 
 
 def default_grid(site: MergeSite, recipe: MergeRecipe) -> TokenGrid:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 from catome_adapters import RECIPES, SessionSummary, attach
 from catome_bench.measure.spread import Spread
@@ -16,9 +18,23 @@ STEPS_BY_SIZE = {32: (6, 50), 64: (6, 50), 128: (6, 50), 256: (6,)}
 ARCHS: tuple[Arch, ...] = ("unet", "dit")
 """By default: "dit-patch1" has as many tokens at 64 pixels as "dit" at 128, and takes hours at 256."""
 UNMERGED = "unmerged"
+LEFT_ALONE = "left unmerged, all recipes"
+"""The row of the runs that were left unmerged as a whole, which run the same code whatever the recipe."""
 MIN_SECONDS = 8.0
 """Short runs are repeated until the unmerged ones beside a recipe take this long; each session draws twice, since its
 first run finds out what to leave alone, and the second one counts."""
+
+
+class Round(NamedTuple):
+    """The seconds of each step of two runs, one right after the other."""
+
+    unmerged: Sequence[float]
+    merged: Sequence[float]
+
+    @property
+    def speedup(self) -> float:
+        """How many times as fast the merged run was."""
+        return sum(self.unmerged) / sum(self.merged)
 
 
 def run_never_slower(*, arch: Arch, size: int, repeats: int, device: str = "cpu") -> dict[str, Any]:
@@ -26,9 +42,11 @@ def run_never_slower(*, arch: Arch, size: int, repeats: int, device: str = "cpu"
 
     Returns:
         `{"size", "rows"}`, for JSON. A row has `steps`, `subject` (the recipe), `rounds`, `seconds` (median), `speedup`
-        (a `Spread` over the rounds), `fastest` (the speed-up of the fastest round over the fastest unmerged one: what
-        else the machine does only adds time), `merged` (the share of the tokens) and `unmerged_steps` (the share of
-        sites and steps that were left unmerged since they would lose time). A recipe that is refused has a `note`.
+        (a `Spread` over the rounds), `undisturbed` (the speed-up if every step takes as long as in its fastest round:
+        what else the machine does only adds time, now here and now there), `merged` (the share of the tokens) and
+        `unmerged_steps` (the share of sites and steps that were left unmerged since they would lose time). A recipe
+        that is refused has a `note`. A last row of each length has the rounds of all recipes whose runs were left
+        unmerged as a whole.
     """
     pipeline = load_shipped(arch).to(device)
     rows = [row for steps in STEPS_BY_SIZE[size] for row in _compare(Artist(pipeline, steps, size), repeats)]
@@ -41,21 +59,30 @@ def _compare(artist: Artist, repeats: int) -> Iterator[dict[str, Any]]:
     notes = {name: _refusal(artist.pipeline, name) for name in names}
     able = [name for name, note in notes.items() if not note]
     Artist(artist.pipeline, 2, artist.size).draw(CLASSES[0], 0, "warm up")
-    pairs: dict[str, list[tuple[float, float]]] = {name: [] for name in able}
+    rounds: dict[str, list[Round]] = {name: [] for name in able}
     summaries: dict[str, SessionSummary] = {}
-    while _too_few(pairs, repeats):
+    while _too_few(rounds, repeats):
         for name in able:
-            base = artist.draw(CLASSES[0], 0, UNMERGED).seconds
-            taken, summaries[name] = _draw_merged(artist, name, runs=2 if base < MIN_SECONDS else 1)
-            pairs[name].append((base, taken))
+            unmerged = step_seconds(artist, UNMERGED)
+            merged, summaries[name] = _draw_merged(artist, name, runs=2 if sum(unmerged) < MIN_SECONDS else 1)
+            rounds[name].append(Round(unmerged, merged))
     for name, note in notes.items():
         row: dict[str, Any] = {"steps": artist.steps, "subject": name}
-        yield row | ({"note": note} if note else _figures(pairs[name], summaries[name]))
+        yield row | ({"note": note} if note else time_of(rounds[name]) | _shares(summaries[name]))
+    left_alone = [one for name in able if _shares(summaries[name])["unmerged_steps"] == 1 for one in rounds[name]]
+    if left_alone:
+        yield {
+            "steps": artist.steps,
+            "subject": LEFT_ALONE,
+            **time_of(left_alone),
+            "merged": 0.0,
+            "unmerged_steps": 1.0,
+        }
 
 
-def _too_few(pairs: Mapping[str, Sequence[tuple[float, float]]], repeats: int) -> bool:
-    rounds = next(iter(pairs.values()))
-    return len(rounds) < repeats or sum(base for base, _ in rounds) < MIN_SECONDS
+def _too_few(rounds: Mapping[str, Sequence[Round]], repeats: int) -> bool:
+    some = next(iter(rounds.values()))
+    return len(some) < repeats or sum(sum(one.unmerged) for one in some) < MIN_SECONDS
 
 
 def _refusal(pipeline: ClassPipeline, name: str) -> str:
@@ -68,20 +95,43 @@ def _refusal(pipeline: ClassPipeline, name: str) -> str:
     return ""
 
 
-def _draw_merged(artist: Artist, name: str, runs: int) -> tuple[float, SessionSummary]:
-    """Draw so many times in one session; returns the seconds of the last, and its summary."""
+def _draw_merged(artist: Artist, name: str, runs: int) -> tuple[list[float], SessionSummary]:
+    """Draw so many times in one session; returns the seconds of the steps of the last, and its summary."""
     with unmerged_is_fine(), attach(artist.pipeline, RECIPES[name]) as session:
-        *_, last = (artist.draw(CLASSES[0], 0, name).seconds for _ in range(runs))
+        *_, last = (step_seconds(artist, name) for _ in range(runs))
         return last, session.summary()
 
 
-def _figures(pairs: Sequence[tuple[float, float]], summary: SessionSummary) -> dict[str, Any]:
-    bases, merged = zip(*pairs, strict=True)
+def step_seconds(artist: Artist, label: str) -> list[float]:
+    """Draw; returns the seconds from one call of the network to the next, with what is before and after them all."""
+    calls: list[float] = []
+    # Ahead of all other hooks, whose time counts.
+    hook = artist.pipeline.network.register_forward_pre_hook(lambda *_: calls.append(time.perf_counter()), prepend=True)
+    start = time.perf_counter()
+    try:
+        artist.draw(CLASSES[0], 0, label)
+    finally:
+        hook.remove()
+    return [after - before for before, after in pairwise([start, *calls[1:], time.perf_counter()])]
+
+
+def time_of(rounds: Sequence[Round]) -> dict[str, Any]:
+    """What a row says of its rounds.
+
+    Examples:
+        >>> row = time_of([Round([1.0, 9.0], [1.0, 1.0]), Round([2.0, 1.0], [1.0, 2.0])])
+        >>> row["rounds"], row["seconds"], row["speedup"]["median"], row["undisturbed"]
+        (2, 2.5, 3.0, 1.0)
+    """
+    unmerged, merged = (sum(map(min, zip(*runs, strict=True))) for runs in zip(*rounds, strict=True))
     return {
-        "rounds": len(pairs),
-        "seconds": median(merged),
-        "speedup": Spread.of([base / taken for base, taken in pairs]).to_dict(),
-        "fastest": min(bases) / min(merged),
-        "merged": summary.merged_fraction,
-        "unmerged_steps": sum(row.left_unmerged for row in summary.rows) / len(summary.rows),
+        "rounds": len(rounds),
+        "seconds": median(sum(one.merged) for one in rounds),
+        "speedup": Spread.of([one.speedup for one in rounds]).to_dict(),
+        "undisturbed": unmerged / merged,
     }
+
+
+def _shares(summary: SessionSummary) -> dict[str, float]:
+    unmerged = sum(row.left_unmerged for row in summary.rows) / len(summary.rows)
+    return {"merged": summary.merged_fraction, "unmerged_steps": unmerged}

@@ -2,12 +2,14 @@
 
 import io
 import json
-from types import SimpleNamespace
+import time
 
 import pytest
 from rich.console import Console
 
 from catome_adapters import RECIPES
+from catome_bench.models.artist import Artist
+from catome_bench.models.pipeline import load_shipped
 from catome_bench.races import never_slower
 from catome_bench.views.tables import render_never_slower
 
@@ -25,7 +27,8 @@ def results(monkeypatch):
 def test_every_recipe_has_a_row_for_every_length_of_run(results):
     assert json.loads(json.dumps(results, allow_nan=False)) == results
     rows = [(row["steps"], row["subject"]) for row in results["rows"]]
-    assert sorted(rows) == sorted((steps, name) for steps in (2, 3) for name in DISTINCT)
+    subjects = DISTINCT | {never_slower.LEFT_ALONE}
+    assert sorted(rows) == sorted((steps, name) for steps in (2, 3) for name in subjects)
     able = {row["subject"]: row for row in results["rows"] if "note" not in row}
     assert DISTINCT - set(able) == {"tome"}
     assert all(0 <= row["merged"] < 1 and 0 <= row["unmerged_steps"] <= 1 for row in able.values())
@@ -34,10 +37,28 @@ def test_every_recipe_has_a_row_for_every_length_of_run(results):
     assert 0 < low <= speedup["median"] <= high
 
 
-def test_fastest_is_the_speedup_of_the_fastest_rounds():
-    summary = SimpleNamespace(merged_fraction=0.5, rows=[SimpleNamespace(left_unmerged=False)])
-    row = never_slower._figures([(2.0, 1.0), (9.0, 3.0), (8.0, 2.0)], summary)
-    assert (row["rounds"], row["speedup"]["median"], row["fastest"]) == (3, 3.0, 2.0)
+def test_runs_that_are_left_alone_are_one_row_more(results):
+    """At 16 pixels, all are."""
+    for steps in (2, 3):
+        rows = {row["subject"]: row for row in results["rows"] if row["steps"] == steps and "note" not in row}
+        left_alone = rows.pop(never_slower.LEFT_ALONE)
+        assert left_alone["unmerged_steps"] == 1
+        assert left_alone["rounds"] == sum(row["rounds"] for row in rows.values() if row["unmerged_steps"] == 1) > 0
+
+
+def test_undisturbed_takes_every_step_from_its_fastest_round():
+    rounds = [never_slower.Round([2.0, 8.0], [1.0, 9.0]), never_slower.Round([7.0, 3.0], [6.0, 1.5])]
+    assert never_slower.time_of(rounds)["undisturbed"] == (2.0 + 3.0) / (1.0 + 1.5)
+
+
+def test_the_seconds_of_the_steps_are_those_of_the_run():
+    artist = Artist(load_shipped("dit"), 3, 16)
+    start = time.perf_counter()
+    seconds = never_slower.step_seconds(artist, "")
+    taken = time.perf_counter() - start
+    assert len(seconds) == 3
+    assert 0.9 * taken < sum(seconds) <= taken
+    assert not artist.pipeline.network._forward_pre_hooks
 
 
 def test_its_table_has_a_line_for_each(results):
@@ -45,4 +66,4 @@ def test_its_table_has_a_line_for_each(results):
     console.print(render_never_slower(results | {"case": "unet"}))
     text = console.file.getvalue()
     assert "unet, 16 x 16 pixels" in text
-    assert sum(line.lstrip("│ ").startswith(("2 ", "3 ")) for line in text.splitlines()) == 2 * len(DISTINCT)
+    assert sum(line.lstrip("│ ").startswith(("2 ", "3 ")) for line in text.splitlines()) == 2 * (len(DISTINCT) + 1)

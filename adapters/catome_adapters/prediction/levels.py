@@ -8,7 +8,7 @@ from itertools import product
 from typing import NamedTuple
 
 from catome_adapters.prediction.seconds import predict_site, typical_grid
-from catome_adapters.recipes.parts import in_parts, share_of_run
+from catome_adapters.recipes.parts import weighted_parts
 from catome_adapters.recipes.recipe import MergeRecipe
 from catome_adapters.sites.site import MergeSite
 
@@ -37,15 +37,15 @@ def predict_levels(sites: Iterable[MergeSite], recipe: MergeRecipe, device_type:
     Where cells change in the run, the mean over the steps that merge. Calls in eager code, in which the host costs
     more, decide for themselves.
     """
-    parts, whole = in_parts(recipe), share_of_run(recipe)
+    parts = weighted_parts(recipe)
     sums: dict[int, list[float]] = defaultdict(lambda: [0.0, 0.0])
-    for site, one in product(sites, parts):
+    for site, (one, share) in product(sites, parts):
         grid = typical_grid(site, one)
         if grid is None:
             return {}
-        prediction, share = predict_site(site, one, grid, device_type=device_type, compiled=True), share_of_run(one)
-        sums[site.level][0] += prediction.saved * share / whole
-        sums[site.level][1] += prediction.overhead * share / whole
+        prediction = predict_site(site, one, grid, device_type=device_type, compiled=True)
+        sums[site.level][0] += prediction.saved * share
+        sums[site.level][1] += prediction.overhead * share
     return {level: LevelGain(*sums[level]) for level in sorted(sums)}
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 from itertools import pairwise
 from typing import Any
 
-from catome_core import checks
+from catome_core import AdaptiveMerge, Lattice, checks
 
 LEVELS = ("auto", "top", "all")
 Stride = int | tuple[int, ...]
@@ -55,3 +56,9 @@ def check_during(during: Any) -> tuple[float, ...] | str:
     if parts[0] >= parts[1]:
         raise ValueError(f"during is {during!r}; expected {expected}")
     return parts
+
+
+def kind_of_policy(values: Any) -> type[AdaptiveMerge | Lattice]:
+    """Of the fields of a policy; the kinds have none in common."""
+    is_lattice = isinstance(values, dict) and any(one.name in values for one in fields(Lattice))
+    return Lattice if is_lattice else AdaptiveMerge

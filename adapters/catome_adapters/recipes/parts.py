@@ -20,13 +20,23 @@ def in_parts(recipe: MergeRecipe) -> list[MergeRecipe]:
         >>> [(one.stride, one.during) for one in in_parts(recipe)]
         [(1, (0.5, 0.625)), (2, (0.625, 0.75)), (4, (0.75, 1.0))]
     """
-    first, last = recipe.merging_part
-    bounds = [first, *(first + begin * (last - first) for begin, _ in recipe.later), last]
     strides = [recipe.stride, *(stride for _, stride in recipe.later)]
     return [
         replace(recipe, stride=stride, during=part, later=())
-        for stride, part in zip(strides, pairwise(bounds), strict=True)
+        for stride, part in zip(strides, pairwise(recipe.part_bounds), strict=True)
     ]
+
+
+def weighted_parts(recipe: MergeRecipe) -> list[tuple[MergeRecipe, float]]:
+    """The same recipes, each with its share of the steps that merge.
+
+    Examples:
+        >>> from catome_core import Lattice
+        >>> recipe = MergeRecipe(Lattice(), scope="keys", during=(0.5, 1.0), later=((0.25, 4),))
+        >>> [(one.stride, share) for one, share in weighted_parts(recipe)]
+        [(2, 0.25), (4, 0.75)]
+    """
+    return [(one, share_of_run(one) / share_of_run(recipe)) for one in in_parts(recipe)]
 
 
 def share_of_run(recipe: MergeRecipe) -> float:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from catome_adapters.hooks.scopes import SCOPES
-from catome_adapters.recipes.fields import Stride, check_during, check_later, check_levels, check_stride
+from catome_adapters.recipes.fields import Stride, check_during, check_later, check_levels, check_stride, kind_of_policy
 from catome_adapters.recipes.saved import load_text, save_text
 from catome_core import PAPER_SCHEDULES, AdaptiveMerge, CheckpointSchedule, Lattice, checks
 
@@ -120,6 +120,12 @@ class MergeRecipe:
             raise ValueError("during is 'auto', which only attach can decide; give two fractions, such as (0.3, 1.0)")
         return self.during
 
+    @property
+    def part_bounds(self) -> tuple[float, ...]:
+        """Where the parts of the run with one kind of cells begin, and the last one ends, as fractions of its steps."""
+        first, last = self.merging_part
+        return (first, *(first + begin * (last - first) for begin, _ in self.later), last)
+
     def part_at(self, step: int, total: int) -> int:
         """The part of the run, from 0, whose cells hold in step `step`, from 0, of a run of `total`.
 
@@ -128,9 +134,8 @@ class MergeRecipe:
             >>> [recipe.part_at(step, 10) for step in range(2, 6)]
             [0, 0, 1, 1]
         """
-        first, last = self.merging_part
         # A third and half of the rest are two thirds, whatever rounding makes of them.
-        return sum(first + begin * (last - first) <= step / total + 1e-9 for begin, _ in self.later)
+        return sum(begin <= step / total + 1e-9 for begin in self.part_bounds[1:-1])
 
     def strides(self, shape: tuple[int, ...], part: int = 0) -> Stride:
         """The cell size on a grid of this size, in a part of the run.
@@ -162,7 +167,7 @@ class MergeRecipe:
             TypeError: If a field is unknown, or a value has another type.
         """
         values = checks.fields_of(cls, json.loads(text), "", required=("policy", "schedule"))
-        values["policy"] = checks.make(_kind_of_policy(values["policy"]), values["policy"], "policy")
+        values["policy"] = checks.make(kind_of_policy(values["policy"]), values["policy"], "policy")
         values["schedule"] = checks.make(CheckpointSchedule, values["schedule"], "schedule", required=("steps", "of"))
         return cls(**values)
 
@@ -189,9 +194,3 @@ class MergeRecipe:
             block
         """
         return load_text(path, cls.from_json)
-
-
-def _kind_of_policy(values: Any) -> type[AdaptiveMerge | Lattice]:
-    """The kinds have no field in common."""
-    is_lattice = isinstance(values, dict) and any(one.name in values for one in fields(Lattice))
-    return Lattice if is_lattice else AdaptiveMerge
