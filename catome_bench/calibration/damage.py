@@ -71,27 +71,39 @@ def measure_effects(
     refusals: Mapping[str, Mapping[str, str]],
     progress: bool,
 ) -> list[Effect]:
-    """Every candidate in every group and part of the run."""
-    fitting = [(group, name) for group, name in product(groups, candidates) if name not in refusals[group]]
+    """Every candidate in every group, and the best ones in each part of the run."""
+    fitting = {group: [name for name in candidates if name not in refusals[group]] for group in groups}
     effects: list[Effect] = []
-    for group, name in tqdm(fitting, unit="candidate", disable=not progress):
-        draw = partial(draw_timed, takes, groups[group])
-        unmerged = measurements.of([group], partial(draw, None))
-        settings = {
-            part: partial(measurements.of, [group, name, part], partial(draw, in_part(candidates[name], part)))
-            for part in PARTS
-        }
-        runs = run_parts(settings, unmerged)
-        every = [unmerged, *runs.values()]
-        effects += [Effect(group, name, part, run[0], saved_in(run, every)) for part, run in runs.items()]
+    with tqdm(total=len(PARTS) * sum(map(len, fitting.values())), unit="setting", disable=not progress) as bar:
+
+        def run(group: str, name: str, part: str) -> Run:
+            draw = partial(draw_timed, takes, groups[group], in_part(candidates[name], part))
+            found = measurements.of([group, name, part], draw)
+            bar.update()
+            return found
+
+        for group, names in fitting.items():
+            unmerged = measurements.of([group], partial(draw_timed, takes, groups[group], None))
+            by_candidate = run_settings(names, partial(run, group), unmerged)
+            for name, runs in by_candidate.items():
+                every = [unmerged, *runs.values()]
+                effects += [Effect(group, name, part, one[0], saved_in(one, every)) for part, one in runs.items()]
+            bar.update(len(PARTS) * len(names) - sum(map(len, by_candidate.values())))
     return effects
 
 
-def run_parts(settings: Mapping[str, Callable[[], Run]], unmerged: Run) -> dict[str, Run]:
-    """The whole run, and then its parts; what saves nothing in the whole run is not measured in them."""
-    whole = settings[WHOLE]()
-    pays = saved_in(whole, [unmerged, whole]) > 0
-    return {WHOLE: whole} | {part: run() for part, run in settings.items() if pays and part != WHOLE}
+def run_settings(names: Sequence[str], run: Callable[[str, str], Run], unmerged: Run) -> dict[str, dict[str, Run]]:
+    """The runs of one group by candidate and part: all of them in the whole run, and the best ones in its parts.
+
+    Not measured in parts is what saves nothing in the whole run, or no more than another one that is closer.
+    """
+    runs = {name: {WHOLE: run(name, WHOLE)} for name in names}
+    figures = {name: (one[WHOLE][0], saved_in(one[WHOLE], [unmerged, one[WHOLE]])) for name, one in runs.items()}
+    for name, (error, saved) in figures.items():
+        is_beaten = any(less < error and more >= saved for less, more in figures.values())
+        if saved > 0 and not is_beaten:
+            runs[name] |= {part: run(name, part) for part in PARTS if part != WHOLE}
+    return runs
 
 
 def draw_timed(takes: Takes, sites: Sequence[MergeSite], recipe: MergeRecipe | None) -> Run:

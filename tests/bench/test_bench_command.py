@@ -34,17 +34,17 @@ def run_command(*arguments, output):
     return result, json.loads(output.read_text()) if output.exists() else None
 
 
-@pytest.mark.parametrize("suite", ["cpu", "gpu"])
-def test_the_command_writes_every_row(small_suite, tmp_path, suite):
-    result, report = run_command("--suite", suite, output=tmp_path / "out.json")
+def test_the_command_writes_every_row(small_suite, tmp_path):
+    """The suite "gpu" has all that "cpu" has."""
+    result, report = run_command("--suite", "gpu", output=tmp_path / "out.json")
     assert result.exit_code == 0, result.output
     done = {(table["level"], table["case"]) for table in report["tables"]}
     wanted = {("block", "sd15-512"), ("block", "wan-480p"), ("check", "sd15-512"), ("ladder", "sd15-512")}
     wanted |= {("kernels", "head size 8"), ("operations", "64 tokens of 320 channels, batch 2")}
     wanted |= {("operations", "windowed match, 320 channels")}
-    assert done == wanted | ({("model", "sd15-512")} if suite == "gpu" else set())
+    assert done == wanted | {("model", "sd15-512")}
     assert report["not_begun"] == []
-    assert report["suite"] == suite
+    assert report["suite"] == "gpu"
     assert {"torch", "diffusers", "tomesd", "device", "threads"} <= set(report["machine"])
     assert all(table["rows"] and not table["note"] for table in report["tables"])
     block = next(table for table in report["tables"] if table["level"] == "block")

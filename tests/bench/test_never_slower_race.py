@@ -17,11 +17,12 @@ DISTINCT = set(RECIPES) - {"default"}
 """The default is "balanced"."""
 
 
-@pytest.fixture
-def results(monkeypatch):
-    monkeypatch.setattr(never_slower, "STEPS_BY_SIZE", {16: (2, 3)})
-    monkeypatch.setattr(never_slower, "MIN_SECONDS", 0.0)
-    return never_slower.run_never_slower(arch="unet", size=16, repeats=2)
+@pytest.fixture(scope="module")
+def results():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(never_slower, "STEPS_BY_SIZE", {16: (2, 3)})
+        patch.setattr(never_slower, "MIN_SECONDS", 0.0)
+        return never_slower.run_never_slower(arch="unet", size=16, repeats=2)
 
 
 def test_every_recipe_has_a_row_for_every_length_of_run(results):

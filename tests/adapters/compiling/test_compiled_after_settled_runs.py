@@ -60,8 +60,7 @@ def one_of_two_blocks(network, counter):
 
 BETWEEN, WITHIN = TOTAL, TOTAL + 3
 CASES = [(whole, "keys", WITHIN), (in_place, "lattice", BETWEEN)]
-CASES += [(by_block, "attention", BETWEEN), (by_block, "second half", BETWEEN)]
-CASES += [(one_of_two_blocks, "lattice", BETWEEN)]
+CASES += [(by_block, "second half", BETWEEN), (one_of_two_blocks, "attention", BETWEEN)]
 
 
 @pytest.mark.parametrize(("compiled", "recipe", "when"), CASES)

@@ -37,16 +37,6 @@ def twenty_steps(session, network, classes: int = len(CLASSES)) -> None:
         network(*inputs_of(step, classes))
 
 
-def test_a_whole_unet_compiles_without_a_break(scope):
-    unet = class_unet()
-    recipe = make_recipe(scope, **OPTIONS)
-    counter = CompileCounter()
-    compiled = torch.compile(unet, fullgraph=True, backend=counter)
-    with attach(unet, recipe) as session:
-        twenty_steps(session, compiled)
-    assert counter.frame_count <= 3, "recompute and reuse, and the first call, which allocates"
-
-
 def test_what_was_compiled_and_called_before_attach_merges_and_after_detach_does_not():
     unet = class_unet()
     compiled = torch.compile(unet, fullgraph=True, backend="eager")
@@ -61,11 +51,10 @@ def test_what_was_compiled_and_called_before_attach_merges_and_after_detach_does
     assert torch.equal(compiled(*inputs).sample, before)
 
 
-@pytest.mark.parametrize("destination", ["top-left", "random"])
-def test_a_compiled_pipeline_with_the_ladder_draws_the_same_picture_twice(destination):
+def test_a_compiled_pipeline_with_the_ladder_draws_the_same_picture_twice():
     """The first run finds no memory and allocates in the graph; that must not change the picture."""
     pipe = class_pipeline()
-    recipe = MergeRecipe(AdaptiveMerge(0.2, spare="fill", destination=destination))
+    recipe = MergeRecipe(AdaptiveMerge(0.2, spare="fill", destination="random"))
     with attach(pipe, recipe):
         eager = draw(pipe, size=32, steps=12)
     with attach(pipe, recipe) as session:

@@ -12,7 +12,8 @@ from catome_core import CheckpointSchedule
 from running import TOTAL, assert_close, differing_steps, run, run_merged, spell, unet_recipe, vary
 from zoo.unets import SMALL
 
-COMPILED = [vary("attention", "output", 1), vary("block", "output", 2), vary("block", "input", 3)]
+TWO_KINDS = [vary("attention", "output", 1), vary("block", "input", 3)]
+COMPILED = [*TWO_KINDS, vary("keys", "input", 1), vary("block", "output", 2)]
 
 pytestmark = pytest.mark.usefixtures("fresh_compiler", "without_gradients")
 
@@ -27,11 +28,12 @@ def compiled_run(network: nn.Module, recipe: MergeRecipe) -> tuple[list[Tensor],
     return outputs, len(rungs), counter.frame_count
 
 
+@pytest.mark.parametrize("variant", COMPILED, ids=spell)
 def test_two_graphs_and_that_of_the_first_call_which_allocates(small, variant):
     assert compiled_run(small, unet_recipe(**variant))[2] <= 3
 
 
-@pytest.mark.parametrize("variant", COMPILED, ids=spell)
+@pytest.mark.parametrize("variant", TWO_KINDS, ids=spell)
 def test_two_graphs_a_rung(small, variant):
     recipe = unet_recipe(**variant, threshold=0.5, capacity=None, schedule=CheckpointSchedule.every(3, 12))
     _, rungs, graphs = compiled_run(small, recipe)
@@ -45,7 +47,7 @@ def test_steps_outside_the_part_take_one_graph_more(small):
     assert differing_steps(outputs, run(SMALL, small, total=12)) == list(range(3, 9))
 
 
-@pytest.mark.parametrize("variant", COMPILED, ids=spell)
+@pytest.mark.parametrize("variant", TWO_KINDS, ids=spell)
 def test_graph_of_steps_outside_the_part_is_that_of_the_unpatched_model(small, variant):
     plain, outside, inside = [], [], []
     with_graph(small, plain)

@@ -1,20 +1,25 @@
 """A UNet, and options of recipes."""
 
-from itertools import product
 from typing import Any
 
 import pytest
 
-from running import SCOPES
 from zoo.unets import deep_unet
 
 
 @pytest.fixture(
-    params=product(SCOPES, ("pad", "fill"), (True, False)),
+    params=[
+        ("attention", "pad", True),
+        ("attention", "fill", False),
+        ("keys", "pad", False),
+        ("keys", "fill", True),
+        ("block", "pad", True),
+        ("block", "fill", True),
+    ],
     ids=lambda one: f"{one[0]}-{one[1]}-{'proportional' if one[2] else 'plain'}",
 )
 def merging(request) -> dict[str, Any]:
-    """How blocks merge: scope, spare and proportional."""
+    """How blocks merge: scope, spare and proportional; every pair of two of them is there, but for plain blocks."""
     return dict(zip(("scope", "spare", "proportional"), request.param, strict=True))
 
 

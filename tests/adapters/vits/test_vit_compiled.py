@@ -10,7 +10,7 @@ from zoo.vits import VITS, images
 
 pytestmark = pytest.mark.usefixtures("fresh_compiler", "without_gradients")
 
-every_kind = pytest.mark.parametrize("name", ["ViT", "DINOv3", "RoPE mixed", "BEiT"])
+# With one scope, test_matrix compiles them all.
 
 
 def count_graphs(name: str, recipe: MergeRecipe, depth: int = 1) -> int:
@@ -24,11 +24,10 @@ def count_graphs(name: str, recipe: MergeRecipe, depth: int = 1) -> int:
     return counter.frame_count
 
 
-@every_kind
-def test_whole_model_compiles_to_one_graph_and_one_for_the_first_call(name, scope):
-    assert count_graphs(name, vit_recipe(scope)) <= 2
+def test_whole_model_compiles_to_one_graph_and_one_for_the_first_call(scope):
+    assert count_graphs("ViT", vit_recipe(scope)) <= 2
 
 
-@every_kind
+@pytest.mark.parametrize("name", ["ViT", "RoPE mixed"])
 def test_progressive_merging_compiles_to_one_graph_and_one_for_the_first_call(name):
     assert count_graphs(name, RECIPES["tome"], depth=2) <= 2

@@ -9,7 +9,7 @@ from torch import Tensor
 from catome_adapters import RECIPES, attach, find_sites, sessions
 from catome_bench.calibration import damage
 from catome_bench.calibration.candidates import MATCHED_SCOPES, PARTS, candidates
-from catome_bench.calibration.damage import find_refusals, measure_effects, run_parts, saved_in
+from catome_bench.calibration.damage import find_refusals, measure_effects, run_settings, saved_in
 from catome_bench.calibration.groups import group_sites
 from catome_bench.calibration.measurements import Measurements
 from catome_bench.calibration.takes import Takes, seconds_of
@@ -70,17 +70,36 @@ def test_candidates_merge_wherever_they_are_told_to_and_share_a_schedule():
     assert {SETTINGS[f"half matched, {scope}"].schedule.steps for scope in MATCHED_SCOPES} == {(0, 2)}
 
 
-def timed(part: str, seconds: float, asked: list[str]) -> Any:
-    """A run whose merged calls take so long, and which notes that it was asked for."""
-    return lambda: asked.append(part) or (0.5, [{"reuse": [seconds] * 3, "unmerged": [2.0]}])
+SLOW_MACHINE = (0.0, [{"unmerged": [4.0] * 9}])
+
+
+def parts_of(**figures: tuple[float, float]) -> tuple[dict[str, dict[str, Any]], list[tuple[str, str]]]:
+    """The runs of candidates, each with an error and the seconds of its merged calls, and what was asked for."""
+    asked: list[tuple[str, str]] = []
+
+    def run(name: str, part: str) -> Any:
+        asked.append((name, part))
+        error, seconds = figures[name]
+        return error, [{"reuse": [seconds] * 3, "unmerged": [2.0]}]
+
+    return run_settings(list(figures), run, SLOW_MACHINE), asked
 
 
 def test_unmerged_steps_of_all_parts_are_what_merged_ones_are_held_against():
-    asked: list[str] = []
-    slow_machine = {"unmerged": [4.0] * 9}
-    runs = run_parts({part: timed(part, 1.5, asked) for part in PARTS}, (0.0, [slow_machine]))
-    assert list(runs) == asked == list(PARTS) and asked[0] == "whole run"
-    assert saved_in(runs["late"], [*runs.values(), (0.0, [{"unmerged": [2.0]}])]) == 3 * (2.0 - 1.5)
+    runs, asked = parts_of(half=(0.5, 1.5))
+    assert list(runs["half"]) == [part for _, part in asked] == list(PARTS) and asked[0] == ("half", "whole run")
+    assert saved_in(runs["half"]["late"], [*runs["half"].values(), (0.0, [{"unmerged": [2.0]}])]) == 3 * (2.0 - 1.5)
+
+
+def test_what_saves_no_more_than_a_closer_one_is_not_measured_in_parts():
+    runs, asked = parts_of(close=(0.1, 1.5), far=(0.2, 1.5), fast=(0.3, 1.0), slow=(0.0, 9.0))
+    assert {name: len(one) for name, one in runs.items()} == {
+        "close": len(PARTS),
+        "far": 1,
+        "fast": len(PARTS),
+        "slow": 1,
+    }
+    assert [part for _, part in asked[:4]] == ["whole run"] * 4
 
 
 @pytest.mark.usefixtures("saves")
