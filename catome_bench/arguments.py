@@ -23,9 +23,9 @@ def one_of(names: Sequence[str]) -> Callable[[str | list[str] | None], str | lis
     return check
 
 
-def drawable(size: int) -> int:
+def drawable(size: int | None) -> int | None:
     """A check that the shipped models can draw pictures of this size."""
-    if size % 8:
+    if size is not None and size % 8:
         raise typer.BadParameter(f"{size}; expected a multiple of 8, such as {max(16, size // 8 * 8)}")
     return size
 
@@ -58,15 +58,14 @@ ShownRecipe = Annotated[str, typer.Option(callback=known_recipe, help=f"{RECIPE_
 Network = Annotated[Arch, typer.Option(help="Shipped network that draws.")]
 Images = Annotated[int, typer.Option(min=1, max=100, help="Pictures to draw in each way.")]
 Device = Annotated[str | None, typer.Option(help="Torch device; by default a GPU if there is one.")]
-Size = Annotated[
-    int,
-    typer.Option(
-        min=16,
-        max=1024,
-        callback=drawable,
-        help="Pixels along each side, a multiple of 8; at 128 the UNet has 4,096 top-level tokens, the DiT 1,024.",
-    ),
-]
+PICTURE_SIDE = typer.Option(
+    min=16,
+    max=1024,
+    callback=drawable,
+    help="Pixels along each side, a multiple of 8; at 128 the UNet has 4,096 top-level tokens, the DiT 1,024.",
+)
+Size = Annotated[int, PICTURE_SIDE]
+BenchSize = Annotated[int | None, PICTURE_SIDE]
 Frames = Annotated[int | None, typer.Option(min=1, max=10000, help="Frames of a video.")]
 Side = Annotated[int | None, typer.Option(min=1, max=16384, help="Pixels; by default the model's own size.")]
 Scale = Annotated[

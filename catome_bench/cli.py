@@ -108,7 +108,7 @@ def bench(
     subject: given.Subjects = None,
     steps: Annotated[list[int] | None, typer.Option(min=1, max=1000, help="Pictures: lengths of the runs.")] = None,
     images: given.Images = 4,
-    size: given.Size = 128,
+    size: given.BenchSize = None,
     batch: Annotated[int, typer.Option(min=1, help="Pictures: so many in one call.")] = 1,
     features: given.Features = None,
     output: Annotated[Path, typer.Option(help="JSON file, written anew after every table.")] = Path("benchmark.json"),
@@ -123,7 +123,7 @@ def bench(
         suite,
         repeats=repeats,
         subjects=subject or (),
-        pictures={"steps": steps or (50, 10), "images": images, "size": size, "batch": batch, "features": features},
+        pictures={"steps": steps, "images": images, "size": size, "batch": batch, "features": features},
         output=output,
         device=device,
     )

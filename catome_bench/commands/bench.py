@@ -50,7 +50,7 @@ def run_bench(
         suite: Its name.
         repeats: Timed rounds.
         subjects: Names of contenders or variants; all, if there are none.
-        pictures: The `steps`, `images`, `size`, `batch` and `features` of the level "pipeline".
+        pictures: The `steps`, `images`, `size`, `batch` and `features` of the level "pipeline"; None: by default.
         output: File to write. Beside it are the pictures of a run that was broken off, which then goes on with them.
         device: Torch device.
 
@@ -65,7 +65,7 @@ def run_bench(
         device=device,
         repeats=repeats or chosen.repeats,
         subjects=tuple(subjects),
-        pictures={**pictures, "partial": partial_folder(output)},
+        pictures={name: value for name, value in pictures.items() if value} | {"partial": partial_folder(output)},
     )
     jobs = plan_jobs(setting, levels or chosen.levels, cases)
     if not jobs:

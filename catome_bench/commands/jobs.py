@@ -51,7 +51,7 @@ class Setting:
         device: Torch device.
         repeats: Timed rounds.
         subjects: Names of contenders or variants; all, if there are none.
-        pictures: Arguments of `run_pictures`.
+        pictures: Arguments of `run_pictures`, of which "never-slower" takes the size and the lengths of the runs.
     """
 
     suite: Suite
@@ -182,9 +182,10 @@ def _pipeline_jobs(setting: Setting, cases: Sequence[str]) -> Iterator[Job]:
 
 
 def _never_slower_jobs(setting: Setting, cases: Sequence[str]) -> Iterator[Job]:
-    options = {"repeats": min(setting.repeats, 3), "device": setting.device}
+    options = {"repeats": min(setting.repeats, 3), "device": setting.device, "steps": setting.pictures.get("steps")}
     # The smallest first: there it is hardest to gain.
-    for size, arch in product(never_slower.STEPS_BY_SIZE, PIPELINES):
+    sizes = [setting.pictures["size"]] if "size" in setting.pictures else never_slower.STEPS_BY_SIZE
+    for size, arch in product(sizes, PIPELINES):
         if arch in (cases or never_slower.ARCHS):
             run = partial(never_slower.run_never_slower, arch=arch, size=size, **options)
             yield Job(level="never-slower", case=arch, mode="", run=run)

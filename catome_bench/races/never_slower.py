@@ -37,8 +37,17 @@ class Round(NamedTuple):
         return sum(self.unmerged) / sum(self.merged)
 
 
-def run_never_slower(*, arch: Arch, size: int, repeats: int, device: str = "cpu") -> dict[str, Any]:
+def run_never_slower(
+    *, arch: Arch, size: int, steps: Sequence[int] | None = None, repeats: int, device: str = "cpu"
+) -> dict[str, Any]:
     """Draw the same picture with every recipe, each time right after an unmerged one, and compare the two times.
+
+    Args:
+        arch: Shipped network that draws.
+        size: Pixels along each side.
+        steps: Lengths of the runs; by default those of `STEPS_BY_SIZE`, or six steps.
+        repeats: Rounds of each recipe, at least.
+        device: Torch device.
 
     Returns:
         `{"size", "rows"}`, for JSON. A row has `steps`, `subject` (the recipe), `rounds`, `seconds` (median), `speedup`
@@ -49,7 +58,8 @@ def run_never_slower(*, arch: Arch, size: int, repeats: int, device: str = "cpu"
         unmerged as a whole.
     """
     pipeline = load_shipped(arch).to(device)
-    rows = [row for steps in STEPS_BY_SIZE[size] for row in _compare(Artist(pipeline, steps, size), repeats)]
+    lengths = steps or STEPS_BY_SIZE.get(size, (6,))
+    rows = [row for total in lengths for row in _compare(Artist(pipeline, total, size), repeats)]
     return {"size": size, "rows": rows}
 
 

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from catome_bench.cli import app
 from catome_bench.commands import jobs
 from catome_bench.commands.suites import HEADLINES, SUITES
-from catome_bench.races import blocks, networks, pictures
+from catome_bench.races import blocks, networks, never_slower, pictures
 from catome_core import TokenGrid
 from zoo.tiny_blocks import TINY, TINY_NETWORK, UNET, contenders_of
 
@@ -116,6 +116,22 @@ def test_pictures_are_drawn_as_asked_for(small_suite, tmp_path, cases, drawn_by)
         (2, 1, 16)
     }
     assert {file.name for file in tmp_path.iterdir()} == {"out.json", *(f"out-{arch}.png" for arch in drawn_by)}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "asked"), [(["--size", "16", "--steps", "2"], [(16, [2])]), ([], [(32, None), (64, None)])]
+)
+def test_never_slower_draws_as_asked_for(small_suite, tmp_path, monkeypatch, arguments, asked):
+    drawn = []
+
+    def draw(*, size, steps, **given):
+        drawn.append((size, steps))
+        return {"size": size, "rows": []}
+
+    monkeypatch.setattr(never_slower, "STEPS_BY_SIZE", {32: (6,), 64: (6,)})
+    monkeypatch.setattr(never_slower, "run_never_slower", draw)
+    run_command("--level", "never-slower", "--case", "dit", *arguments, output=tmp_path / "out.json")
+    assert drawn == asked
 
 
 def test_the_gpu_suite_compiles_only_its_headlines():

@@ -20,9 +20,8 @@ DISTINCT = set(RECIPES) - {"default"}
 @pytest.fixture(scope="module")
 def results():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(never_slower, "STEPS_BY_SIZE", {16: (2, 3)})
         patch.setattr(never_slower, "MIN_SECONDS", 0.0)
-        return never_slower.run_never_slower(arch="unet", size=16, repeats=2)
+        return never_slower.run_never_slower(arch="unet", size=16, steps=(2, 3), repeats=2)
 
 
 def test_every_recipe_has_a_row_for_every_length_of_run(results):
