@@ -20,7 +20,7 @@ ARCHS: tuple[Arch, ...] = ("unet", "dit")
 UNMERGED = "unmerged"
 LEFT_ALONE = "left unmerged, all recipes"
 """The row of the runs that were left unmerged as a whole, which run the same code whatever the recipe."""
-MIN_SECONDS = 8.0
+MIN_SECONDS = 5.0
 """Short runs are repeated until the unmerged ones beside a recipe take this long; each session draws twice, since its
 first run finds out what to leave alone, and the second one counts."""
 
