@@ -79,15 +79,10 @@ def _compare(artist: Artist, repeats: int) -> Iterator[dict[str, Any]]:
     for name, note in notes.items():
         row: dict[str, Any] = {"steps": artist.steps, "subject": name}
         yield row | ({"note": note} if note else time_of(rounds[name]) | _shares(summaries[name]))
-    left_alone = [one for name in able if _shares(summaries[name])["unmerged_steps"] == 1 for one in rounds[name]]
+    left_alone = [name for name in able if _is_left_alone(summaries[name])]
     if left_alone:
-        yield {
-            "steps": artist.steps,
-            "subject": LEFT_ALONE,
-            **time_of(left_alone),
-            "merged": 0.0,
-            "unmerged_steps": 1.0,
-        }
+        every = [one for name in left_alone for one in rounds[name]]
+        yield {"steps": artist.steps, "subject": LEFT_ALONE} | time_of(every) | _shares(summaries[left_alone[0]])
 
 
 def _too_few(rounds: Mapping[str, Sequence[Round]], repeats: int) -> bool:
@@ -145,3 +140,8 @@ def time_of(rounds: Sequence[Round]) -> dict[str, Any]:
 def _shares(summary: SessionSummary) -> dict[str, float]:
     unmerged = sum(row.left_unmerged for row in summary.rows) / len(summary.rows)
     return {"merged": summary.merged_fraction, "unmerged_steps": unmerged}
+
+
+def _is_left_alone(summary: SessionSummary) -> bool:
+    """Whether nothing was matched and nothing merged."""
+    return not any(row.checkpoint or row.merged_fraction for row in summary.rows)

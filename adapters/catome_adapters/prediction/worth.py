@@ -21,8 +21,8 @@ MIN_GAIN = 0.03
 """Merging costs fidelity: `levels="auto"` leaves alone what gains less than this share of the network's time."""
 TRIAL_SHARE = 0.01
 """Share of the time of a run so far that may be spent on matching again what lost before."""
-FIRST_TRIAL_SHARE, FIRST_TRIAL_ODDS = 0.02, 3
-"""The first checkpoint may find nothing: it costs less than this share of the run, or a third of what it may gain."""
+FIRST_TRIAL_SHARE, FIRST_TRIAL_ODDS = 0.02, 10
+"""The first checkpoint may find nothing: it costs less than this share of the run, or a tenth of what it may gain."""
 
 
 class Worth:
