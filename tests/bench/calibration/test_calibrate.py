@@ -97,7 +97,8 @@ def test_layers_schedule_and_damage_are_there_to_be_read(calibration):
     assert all(len(distances) == 2 for distances in calibration.jaccard.values())
     assert all([step for step, *_ in rows] == [0, 1, 2] for rows in calibration.similarity.values())
     assert isinstance(calibration.schedule, CheckpointSchedule) and calibration.schedule.of == 3
-    assert Counter(one.group for one in calibration.damage) == dict.fromkeys(names, 4)
+    # Both candidates save the same: the closer one was measured in its part, too.
+    assert Counter(one.group for one in calibration.damage) == dict.fromkeys(names, 3)
 
 
 def no_constant(name: str) -> None:
