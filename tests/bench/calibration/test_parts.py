@@ -1,6 +1,7 @@
 """A lattice for each of several parts of the run, as one recipe, and which of them are best together."""
 
 from itertools import pairwise, product
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -10,6 +11,7 @@ from catome_adapters.recipes.parts import in_parts
 from catome_bench.calibration.candidates import LATTICES, PARTS, WHOLE, candidates, join_parts
 from catome_bench.calibration.choose import best_choices
 from catome_bench.calibration.damage import Effect
+from catome_bench.views.calibration import render_choice
 
 CANDIDATES = candidates(None)
 PARTIAL = [part for part in PARTS if part != WHOLE]
@@ -87,3 +89,12 @@ def test_one_part_alone_is_the_candidate_in_it(part):
     quarter = CANDIDATES["1/4 of the keys"]
     recipe = join_parts({part: quarter})
     assert (recipe.during, recipe.stride, recipe.later) == (PARTS[part], 2, ())
+
+
+def test_the_table_has_a_row_for_every_part_of_a_group():
+    def chosen(part: str) -> dict[str, Any]:
+        return {"group": "up", "candidate": "1/4 of the keys", "part": part, "psnr": 50.0, "saved": 1.0}
+
+    table = render_choice({"groups": ["up", "down"], "choice": [chosen("early"), chosen("late")]})
+    blocks, _, when, *_ = (list(column.cells) for column in table.columns)
+    assert (blocks, when) == (["up", "", "down"], ["early", "late", ""])
