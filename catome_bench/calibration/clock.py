@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from catome_adapters import SiteStep
+from catome_bench.measure.spread import quantile
 
 UNMERGED, CHECKPOINT, REUSE = "unmerged", "checkpoint", "reuse"
 """What a step does with a group's tokens; steps of one kind take equally long."""
@@ -96,13 +97,10 @@ def seconds_saved(run: Samples, runs: Sequence[Samples]) -> float:
         3.0
     """
     kinds = {kind for one in runs for kind in one}
-    undisturbed = {kind: _first_decile([seconds for one in runs for seconds in one.get(kind, ())]) for kind in kinds}
+    calls = {kind: [seconds for one in runs for seconds in one.get(kind, ())] for kind in kinds}
+    undisturbed = {kind: quantile(seconds, 0.1) for kind, seconds in calls.items()}
     merged = {kind: len(seconds) for kind, seconds in run.items() if kind != UNMERGED}
     return sum(count * (undisturbed[UNMERGED] - undisturbed[kind]) for kind, count in merged.items())
-
-
-def _first_decile(seconds: Sequence[float]) -> float:
-    return sorted(seconds)[len(seconds) // 10]
 
 
 def _kind(rows: Sequence[SiteStep]) -> str:

@@ -34,8 +34,8 @@ class Spread(NamedTuple):
             Spread(median=2.0, worst=1.0, interval=(1.0, 3.0))
         """
         medians = _resampled_medians(values)
-        interval = (_quantile(medians, 0.025), _quantile(medians, 0.975))
-        return cls(median(values), _quantile(values, 0.05), interval)
+        interval = (quantile(medians, 0.025), quantile(medians, 0.975))
+        return cls(median(values), quantile(values, 0.05), interval)
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON, which has no infinity: None stands for it."""
@@ -50,8 +50,13 @@ def _resampled_medians(values: Sequence[float]) -> list[float]:
     return [median(values[place] for place in draw) for draw in draws.tolist()]
 
 
-def _quantile(values: Sequence[float], share: float) -> float:
-    # One of the values, never something between two, of which one may be infinite.
+def quantile(values: Sequence[float], share: float) -> float:
+    """One of the values, never something between two, of which one may be infinite.
+
+    Examples:
+        >>> quantile([3.0, 1.0, 2.0], 0.05)
+        1.0
+    """
     return sorted(values)[min(len(values) - 1, math.floor(share * len(values)))]
 
 

@@ -59,19 +59,26 @@ def small_unet() -> UNet2DConditionModel:
     return sdxl_unet(block_out_channels=(8, 8), **ends, **layers)
 
 
+def shallow_unet(**changes: Any) -> UNet2DConditionModel:
+    """Self-attention at the top level of two, and nowhere else."""
+    config = {
+        "block_out_channels": (8, 8),
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+        "mid_block_type": None,
+    }
+    return sd_unet(**config | changes)
+
+
 def class_unet(**changes: Any) -> UNet2DConditionModel:
     """The smallest network that the class-conditional pipeline can drive."""
     config = {
         "in_channels": 12,
         "out_channels": 12,
-        "block_out_channels": (8, 8),
-        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
-        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
-        "mid_block_type": None,
         "encoder_hid_dim": TOKENS_PER_CLASS * (len(CLASSES) + 1),
         "encoder_hid_dim_type": "text_proj",
     }
-    return sd_unet(**config | changes)
+    return shallow_unet(**config | changes)
 
 
 def controlnet(unet: UNet2DConditionModel) -> ControlNetModel:

@@ -31,10 +31,11 @@ def inputs_of(step: int, classes: int = len(CLASSES)) -> tuple[Tensor, Tensor, T
     return noise(2, 12, 16, 16, seed=step), torch.tensor(20 - step), tokens
 
 
-def twenty_steps(session, network, classes: int = len(CLASSES)) -> None:
+def twenty_steps(session, network) -> None:
+    """Of the network of the bench."""
     for step in range(20):
         session.begin_step(step, 20)
-        network(*inputs_of(step, classes))
+        network(*inputs_of(step, len(CLASS_NAMES)))
 
 
 def test_what_was_compiled_and_called_before_attach_merges_and_after_detach_does_not():
@@ -75,7 +76,7 @@ def test_regional_compile_takes_two_small_graphs_more_for_all_merged_blocks():
     merged = CompileCounter()
     unet = bench_unet()
     with attach(unet, make_recipe(**OPTIONS)) as session:
-        twenty_steps(session, unet, len(CLASS_NAMES))
+        twenty_steps(session, unet)
         unet.compile_repeated_blocks(fullgraph=True, backend=merged)
-        twenty_steps(session, unet, len(CLASS_NAMES))
+        twenty_steps(session, unet)
     assert merged.frame_count == unpatched.frame_count + 2

@@ -18,19 +18,13 @@ from catome_adapters.sites.weights import SiteWeights, count_operations, count_w
 from catome_core import AdaptiveMerge, CheckpointSchedule, Lattice, PlanKey, TokenGrid
 from zoo.noise import noise
 from zoo.unets import predict as run
-from zoo.unets import sd_unet
+from zoo.unets import sd_unet, shallow_unet
 
 pytestmark = pytest.mark.usefixtures("without_gradients", "fresh_compiler")
 
 SLOW_HOST = DeviceRates(1e6, 1e6, 1e12, launch=1.0, hooks=1.0, runs_ahead=True)
 """Its device takes seconds for a block of a tiny UNet, and its host a minute; when compiled, far less than that."""
 LATTICE = replace(RECIPES["balanced"], policy=Lattice())
-FEW_BLOCKS = {
-    "block_out_channels": (8, 16),
-    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
-    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
-    "mid_block_type": None,
-}
 ALIKE = MergeRecipe(AdaptiveMerge(-1.0, spare="fill"), CheckpointSchedule((0, 3), of=6), levels="auto")
 
 
@@ -108,7 +102,7 @@ def test_a_network_that_keeps_its_host_busy_gains_in_none_of_its_blocks():
 def test_eager_code_is_left_whole_and_compiled_code_merges(on, monkeypatch):
     on(SLOW_HOST)
     monkeypatch.setattr(DeviceRates, "compiled", property(compiled))
-    network = sd_unet(**FEW_BLOCKS)
+    network = shallow_unet()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         session = attach(network, LATTICE)
@@ -132,7 +126,7 @@ def test_what_compiled_code_found_is_judged_as_compiled_code(on, monkeypatch):
     """Trials are decided between steps, in eager code."""
     on(SLOW_HOST)
     monkeypatch.setattr(DeviceRates, "compiled", property(compiled))
-    network = sd_unet(**FEW_BLOCKS)
+    network = shallow_unet()
     with attach(network, ALIKE) as session:
         step = torch.compile(network, backend="eager")
         for index in range(6):
