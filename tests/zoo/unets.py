@@ -48,15 +48,15 @@ def sdxl_unet(**changes: Any) -> UNet2DConditionModel:
 
 
 def deep_unet() -> UNet2DConditionModel:
-    """Three blocks to a transformer at level 2, one at level 4."""
-    return sdxl_unet(transformer_layers_per_block=(1, 3, 1))
+    """A transformer of three blocks at level 2, and one of one block at level 4, on the way down alone."""
+    ends = {"up_block_types": ("UpBlock2D",) * 3, "mid_block_type": None}
+    return sdxl_unet(transformer_layers_per_block=(1, 3, 1), **ends)
 
 
 def small_unet() -> UNet2DConditionModel:
-    """One transformer of three blocks at level 2, and nothing else."""
-    ends = {"down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"), "up_block_types": ("UpBlock2D", "UpBlock2D")}
-    layers = {"transformer_layers_per_block": (1, 3), "mid_block_type": None}
-    return sdxl_unet(block_out_channels=(8, 8), **ends, **layers)
+    """One level, with a transformer of three blocks, and nothing else."""
+    ends = {"down_block_types": ("CrossAttnDownBlock2D",), "up_block_types": ("UpBlock2D",), "mid_block_type": None}
+    return sdxl_unet(block_out_channels=(8,), transformer_layers_per_block=(3,), **ends)
 
 
 def shallow_unet(**changes: Any) -> UNet2DConditionModel:

@@ -75,7 +75,7 @@ def test_call_that_fails_within_a_segment_leaves_nothing_behind(unet, variant, s
 
 def test_outputs_that_a_failed_checkpoint_did_not_match_are_matched_at_the_next_step(unet, variant):
     """An input is matched before anything can fail."""
-    recipe = unet_recipe(**variant, policy=CountingMerge, levels="auto")
+    recipe = unet_recipe(**variant, policy=CountingMerge)
     with attach(unet, recipe) as session:
         recipe.policy.watch(unet)
         call(DEEP, unet, session)
