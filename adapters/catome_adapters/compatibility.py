@@ -42,7 +42,8 @@ def check_compatible(sites: Sequence[MergeSite], recipe: MergeRecipe) -> None:
     Raises:
         ValueError: With the site, the reason and the remedy, if something cannot work.
     """
-    _check(sites, recipe, (_no_cache_of_merged_tokens, _attention_can_change, _attends_once, _ranks_agree))
+    checks = (_no_cache_of_merged_tokens, _no_cache_between_blocks, _attention_can_change, _attends_once, _ranks_agree)
+    _check(sites, recipe, checks)
 
 
 def check_repeatable(sites: Sequence[MergeSite], recipe: MergeRecipe) -> None:
@@ -105,6 +106,16 @@ def _no_cache_of_merged_tokens(site: MergeSite, recipe: MergeRecipe) -> str | No
                 f"earlier step, with scope={recipe.scope!r} merged by another plan; {_cache_remedy(site, module)}"
             )
     return None
+
+
+def _no_cache_between_blocks(site: MergeSite, recipe: MergeRecipe) -> str | None:
+    """cache-dit subtracts what one block returns from what another does."""
+    if recipe.segment == 1 or not getattr(site.network or site.host, "_is_cached", False):
+        return None
+    return (
+        f"cache-dit compares tokens between blocks, where segment={recipe.segment} has them merged; "
+        "call cache_dit.disable_cache(), or use segment=1"
+    )
 
 
 def _repeats_in_eager_code(site: MergeSite, recipe: MergeRecipe) -> str | None:

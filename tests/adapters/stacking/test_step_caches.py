@@ -160,21 +160,40 @@ def test_lattice_moves_on_in_steps_that_a_cache_skips(cache):
     assert corners[0] == corners[1] and corners[0][0] != corners[0][1]
 
 
-def test_cache_dit_skips_steps_beside_merged_keys_and_comes_off():
+def enable_cache_dit(network: nn.Module) -> Any:
+    """All steps but the first compute their first block alone."""
     cache_dit = pytest.importorskip("cache_dit")
-    subject, recipe = ARCHITECTURES["Flux"], KEYS["lattice"]
+    options = {"Fn_compute_blocks": 1, "Bn_compute_blocks": 0, "residual_diff_threshold": 100.0, "max_warmup_steps": 1}
+    cache_dit.enable_cache(network, cache_config=cache_dit.DBCacheConfig(**options))
+    return cache_dit
+
+
+@pytest.mark.parametrize("recipe", [KEYS["lattice"], make_recipe(), make_recipe("block")], ids=lambda one: one.scope)
+def test_cache_dit_skips_steps_beside_merging_and_comes_off(recipe):
+    subject = ARCHITECTURES["Flux"]
     network = subject.network()
     whole, alone = run(subject, network), run_merged(subject, network, recipe)
-    config = cache_dit.DBCacheConfig(
-        Fn_compute_blocks=1, Bn_compute_blocks=0, residual_diff_threshold=100.0, max_warmup_steps=1
-    )
     with attach(network, recipe) as session:
-        cache_dit.enable_cache(network, cache_config=config)
+        cache_dit = enable_cache_dit(network)
         both = run(subject, network, session)
         cache_dit.disable_cache(network)
         assert_same(run(subject, network, session), alone)
     assert torch.equal(both[0], alone[0]) and differing_steps(both, alone)
     assert_same(run(subject, network), whole)
+
+
+@pytest.mark.parametrize("name", ["Flux", "Wan"])
+def test_cache_dit_is_refused_beside_tokens_that_stay_merged_between_blocks(name):
+    subject, recipe = ARCHITECTURES[name], make_recipe("block", segment=2)
+    network = subject.network()
+    with attach(network, recipe) as session:
+        cache_dit = enable_cache_dit(network)
+        with pytest.raises(ValueError, match=r"cache-dit compares tokens between blocks.*use segment=1"):
+            run(subject, network, session)
+    with pytest.raises(ValueError, match=r"segment=2 has them merged; call cache_dit.disable_cache\(\)"):
+        attach(network, recipe)
+    cache_dit.disable_cache(network)
+    attach(network, recipe).detach()
 
 
 def skip_the_second_step(network: nn.Module) -> nn.Module:
