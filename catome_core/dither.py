@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from catome_core.constants import constant_when_compiled
 from catome_core.grid import TokenGrid, unravel
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ def dither_offsets(
     return offsets
 
 
+@constant_when_compiled
 def dither_order(strides: tuple[int, ...]) -> tuple[int, ...]:
     """The tokens of a cell, as raster indices in it, each as far as possible from all before it, as on a torus.
 
@@ -66,10 +68,6 @@ def dither_order(strides: tuple[int, ...]) -> tuple[int, ...]:
         del left[farthest]
         order.append(places.index(farthest))
     return tuple(order)
-
-
-# All that `torch.compiler.assume_constant_result` does, which imports the compiler: tracing it takes half a second.
-dither_order._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
 
 
 def _distance(a: Sequence[int], b: Sequence[int], lengths: Sequence[int]) -> float:

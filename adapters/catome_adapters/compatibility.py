@@ -110,7 +110,7 @@ def _no_cache_of_merged_tokens(site: MergeSite, recipe: MergeRecipe) -> str | No
 
 def _no_cache_between_blocks(site: MergeSite, recipe: MergeRecipe) -> str | None:
     """cache-dit subtracts what one block returns from what another does."""
-    if recipe.segment == 1 or not getattr(site.network or site.host, "_is_cached", False):
+    if recipe.segment == 1 or not getattr(site.caller, "_is_cached", False):
         return None
     return (
         f"cache-dit compares tokens between blocks, where segment={recipe.segment} has them merged; "

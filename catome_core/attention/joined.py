@@ -13,6 +13,7 @@ from torch.nn.attention import SDPBackend
 from catome_core.attention.channels import CHANNEL_MULTIPLE
 from catome_core.attention.field import NearField
 from catome_core.attention.tables import FieldIndex
+from catome_core.constants import constant_when_compiled
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Float32, Int
@@ -51,14 +52,11 @@ def joins_on(call: dict[str, Any], field: NearField) -> int | None:
     return backend if backend in (FLASH, EFFICIENT, CUDNN) else None
 
 
+@constant_when_compiled
 def choose_backend(device: torch.device, dtype: torch.dtype) -> int:
     """The value of the `SDPBackend` that fused attention chooses by itself; a compiler sees a constant."""
     probe = torch.empty(1, 1, MOST_CHANNELS, MOST_CHANNELS, device=device, dtype=dtype)
     return torch.ops.aten._fused_sdp_choice.default(probe, probe, probe)
-
-
-# All that `torch.compiler.assume_constant_result` does, which imports the compiler.
-choose_backend._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
 
 
 def attend_joined(

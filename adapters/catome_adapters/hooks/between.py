@@ -47,7 +47,7 @@ class Between(HookOwner):
 
     def __init__(self, sites: Sequence[MergeSite]) -> None:
         self.site, self.is_single = as_one(sites), len(sites) == 1
-        self.host, self.network = self.site.host, self.site.network or self.site.host
+        self.host, self.network = self.site.host, self.site.caller
         self.names = Signature.of(self.host).names
         self.handle: Any = None
         if self.is_single:

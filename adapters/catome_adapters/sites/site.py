@@ -67,6 +67,11 @@ class MergeSite:
         return any(getattr(module, name, False) for module in modules for name in names)
 
     @property
+    def caller(self) -> nn.Module:
+        """The network that runs the blocks: `network`, or the host."""
+        return self.network or self.host
+
+    @property
     def attentions(self) -> tuple[nn.Module, ...]:
         """All self-attention in the block."""
         return (self.attention, *self.other_attentions)
