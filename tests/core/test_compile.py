@@ -42,17 +42,17 @@ class Attention(nn.Module):
         return x + F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask).transpose(1, 2).flatten(2)
 
 
-def three_blocks(policy):
-    caches = [PairCache(policy, torch.Generator().manual_seed(0)) for _ in range(3)]
+def network_of(policy, blocks=3):
+    caches = [PairCache(policy, torch.Generator().manual_seed(0)) for _ in range(blocks)]
     with seeded():
         attentions = [Attention() for _ in caches]
-    blocks = [
+    merged = [
         MergedBlock(attention, cache, GRID, mask_argument="attn_mask", proportional=True)
         for attention, cache in zip(attentions, caches, strict=True)
     ]
     for cache in caches:
         cache.allocate(2, GRID)
-    return nn.Sequential(*blocks), caches
+    return nn.Sequential(*merged), caches
 
 
 def tokens_of(step):
@@ -82,14 +82,14 @@ def run(network, caches, compiled, fit=False):
 @pytest.mark.parametrize("destination", ["top-left", "rotate", "random"])
 @pytest.mark.parametrize("spare", ["pad", "fill"])
 def test_fifty_steps_of_fresh_data_take_two_graphs(destination, spare):
-    network, caches = three_blocks(AdaptiveMerge(0.5, capacity=0.5, spare=spare, destination=destination))
+    network, caches = network_of(AdaptiveMerge(0.5, capacity=0.5, spare=spare, destination=destination))
     counter = CompileCounter()
     run(network, caches, torch.compile(network, fullgraph=True, backend=counter))
     assert counter.frame_count == 2
 
 
 def test_no_recompile_once_both_graphs_are_there():
-    network, caches = three_blocks(AdaptiveMerge(0.5))
+    network, caches = network_of(AdaptiveMerge(0.5))
     compiled = torch.compile(network, fullgraph=True, backend="eager")
     for refresh in (True, False):
         for cache in caches:
@@ -100,7 +100,7 @@ def test_no_recompile_once_both_graphs_are_there():
 
 
 def test_every_rung_takes_one_more_pair_of_graphs():
-    network, caches = three_blocks(AdaptiveMerge(0.5))
+    network, caches = network_of(AdaptiveMerge(0.5))
     counter = CompileCounter()
     capacities = run(network, caches, torch.compile(network, fullgraph=True, backend=counter), fit=True)
     changes = sum(before != after for before, after in itertools.pairwise(capacities))
@@ -109,7 +109,7 @@ def test_every_rung_takes_one_more_pair_of_graphs():
 
 
 def test_a_second_run_through_the_same_rungs_compiles_nothing():
-    network, caches = three_blocks(AdaptiveMerge(0.5))
+    network, caches = network_of(AdaptiveMerge(0.5))
     compiled = torch.compile(network, fullgraph=True, backend="eager")
     first = run(network, caches, compiled, fit=True)
     for cache in caches:
@@ -119,13 +119,14 @@ def test_a_second_run_through_the_same_rungs_compiles_nothing():
 
 
 def test_inductor_agrees_with_eager():
-    network, caches = three_blocks(AdaptiveMerge(0.5, capacity=0.25))
+    # Its kernels are compiled in C++ for each block.
+    network, caches = network_of(AdaptiveMerge(0.5, capacity=0.25), blocks=1)
     run(network, caches, torch.compile(network, fullgraph=True))
 
 
 def test_memory_of_a_plan_never_moves():
     """CUDA graphs replay addresses: neither a refresh nor another rung may move a buffer."""
-    network, caches = three_blocks(AdaptiveMerge(0.5))
+    network, caches = network_of(AdaptiveMerge(0.5))
     addresses = [buffer.data_ptr() for cache in caches for buffer in cache.buffers()]
     run(network, caches, network, fit=True)
     assert addresses == [buffer.data_ptr() for cache in caches for buffer in cache.buffers()]
@@ -148,7 +149,7 @@ def test_export_of_the_stateless_path():
 @pytest.mark.parametrize("recompute", [True, False])
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
 def test_cuda_graph_replays_what_eager_computes(recompute):
-    network, caches = three_blocks(AdaptiveMerge(0.5, capacity=0.5))
+    network, caches = network_of(AdaptiveMerge(0.5, capacity=0.5))
     network.cuda()
     for cache in caches:
         cache.allocate(2, GRID, "cuda")
