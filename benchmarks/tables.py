@@ -1,6 +1,7 @@
-"""Tables of the results page, of what `catome bench --level pipeline` writes: `python benchmarks/tables.py FILE...`.
+"""Tables of the results page, of what `catome bench` writes: `python benchmarks/tables.py FILE...`.
 
-Runs of several lengths of one model become columns of one table, fastest first; fewer steps are rows by their share.
+Of the level "pipeline", lengths of the runs are columns, and subjects rows, fastest first; fewer steps are named by
+their share. Of the level "never-slower", recipes are columns, and models, sizes and lengths rows.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ Row = Mapping[str, Any]
 Subjects = Mapping[str, Mapping[int, Row]]
 """The rows of every subject, by the length of the run."""
 
+MODELS = {"unet": "UNet", "dit": "DiT"}
+POOLED = "left unmerged, all recipes"
 TABS = {
     "Speed-up and PSNR in dB (worst picture)": ("speed-up", "PSNR"),
     "Intervals": ("interval", "interval of PSNR"),
@@ -24,17 +27,21 @@ TABS = {
 
 
 def main() -> None:
-    """Print the tables as tabs of a page."""
-    sys.stdout.writelines(f"{one}\n" for one in tabs(read(map(Path, sys.argv[1:]))))
+    """Print the lines of the page."""
+    sys.stdout.writelines(f"{one}\n" for one in page_of(map(Path, sys.argv[1:])))
 
 
-def read(files: Iterable[Path]) -> Subjects:
+def page_of(files: Iterable[Path]) -> Iterator[str]:
+    """The lines of the page, of files of one level."""
+    tables = [table for file in files for table in json.loads(file.read_text())["tables"]]
+    return never_slower(tables) if tables[0]["level"] == "never-slower" else tabs(by_subject(tables))
+
+
+def by_subject(tables: Iterable[Mapping[str, Any]]) -> Subjects:
     """Every subject that was drawn, the fastest first."""
     subjects: dict[str, dict[int, Row]] = {}
-    for table in (table for file in files for table in json.loads(file.read_text())["tables"]):
-        for row in table["rows"]:
-            if "note" not in row:
-                subjects.setdefault(subject_of(row), {})[row["steps"]] = row
+    for row in (row for table in tables for row in table["rows"] if "note" not in row):
+        subjects.setdefault(subject_of(row), {})[row["steps"]] = row
     return dict(sorted(subjects.items(), key=lambda one: -mean(row["speedup"]["median"] for row in one[1].values())))
 
 
@@ -46,11 +53,11 @@ def subject_of(row: Row) -> str:
 
 
 def tabs(subjects: Subjects) -> Iterator[str]:
-    """The lines of the page."""
+    """A tab for each pair of columns."""
     lengths = sorted({steps for rows in subjects.values() for steps in rows})
     for title, columns in TABS.items():
         heads = [f"{name}, {steps}" for steps in lengths for name in columns]
-        yield from (f'=== "{title}"', "", "    " + line(["subject", *heads]), "    " + "|---" * (1 + len(heads)) + "|")
+        yield from (f'=== "{title}"', "", "    " + line(["subject", *heads]), "    " + rule(1 + len(heads)))
         for subject, rows in subjects.items():
             found = (cells(rows[steps], columns) if steps in rows else ["", ""] for steps in lengths)
             yield "    " + line([subject, *(cell for pair in found for cell in pair)])
@@ -73,9 +80,36 @@ def cells(row: Row, columns: Sequence[str]) -> list[str]:
     return [texts[column] for column in columns]
 
 
+def never_slower(tables: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Speed-ups as medians of the rounds and undisturbed, those where nothing merged with a star."""
+    subjects = dict.fromkeys(row["subject"] for table in tables for row in table["rows"] if "note" not in row)
+    subjects = dict.fromkeys([POOLED, *subjects])
+    yield line(["model", "pixels", "steps", "rounds", *subjects])
+    yield rule(4 + len(subjects))
+    for table in sorted(tables, key=lambda table: table["size"]):
+        for steps in sorted({row["steps"] for row in table["rows"]}):
+            rows = {row["subject"]: row for row in table["rows"] if row["steps"] == steps and "note" not in row}
+            rounds = str(min(row["rounds"] for row in rows.values()))
+            found = (speedups(rows.get(subject)) for subject in subjects)
+            yield line([MODELS[table["case"]], str(table["size"]), str(steps), rounds, *found])
+
+
+def speedups(row: Row | None) -> str:
+    """Of one recipe, or of all that were left alone."""
+    if row is None:
+        return ""
+    star = "" if row["merged"] or row["subject"] == POOLED else "*"
+    return f"{row['speedup']['median']:.2f} ({row['undisturbed']:.2f}){star}"
+
+
 def line(cells: Iterable[str]) -> str:
     """A row in Markdown."""
     return f"| {' | '.join(cells)} |"
+
+
+def rule(columns: int) -> str:
+    """What is below the first row of a table."""
+    return "|---" * columns + "|"
 
 
 if __name__ == "__main__":

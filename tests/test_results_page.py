@@ -1,0 +1,23 @@
+"""Tables on the page of results are those of the files that they name."""
+
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "results.md").read_text()
+# Up to the first line of another kind.
+TABLES = re.findall(r"<!-- python benchmarks/tables\.py (.*) -->\n\n((?:(?:=== |    |\|).*\n|\n)+)", PAGE)
+SCRIPT = runpy.run_path(str(ROOT / "benchmarks" / "tables.py"))
+
+
+def test_every_trained_model_has_a_table():
+    assert len(TABLES) >= 2
+
+
+@pytest.mark.parametrize(("files", "shown"), TABLES, ids=[files for files, _ in TABLES])
+def test_table_is_that_of_its_files(files, shown):
+    lines = SCRIPT["page_of"](ROOT / "benchmarks" / "results" / name for name in files.split())
+    assert shown.strip() == "\n".join(lines).strip()
