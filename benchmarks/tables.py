@@ -13,12 +13,13 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from catome_bench.races.never_slower import LEFT_ALONE
+
 Row = Mapping[str, Any]
 Subjects = Mapping[str, Mapping[int, Row]]
 """The rows of every subject, by the length of the run."""
 
 MODELS = {"unet": "UNet", "dit": "DiT"}
-POOLED = "left unmerged, all recipes"
 TABS = {
     "Speed-up and PSNR in dB (worst picture)": ("speed-up", "PSNR"),
     "Intervals": ("interval", "interval of PSNR"),
@@ -83,7 +84,7 @@ def cells(row: Row, columns: Sequence[str]) -> list[str]:
 def never_slower(tables: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """Speed-ups as medians of the rounds and undisturbed, those where nothing merged with a star."""
     subjects = dict.fromkeys(row["subject"] for table in tables for row in table["rows"] if "note" not in row)
-    subjects = dict.fromkeys([POOLED, *subjects])
+    subjects = dict.fromkeys([LEFT_ALONE, *subjects])
     yield line(["model", "pixels", "steps", "rounds", *subjects])
     yield rule(4 + len(subjects))
     for table in sorted(tables, key=lambda table: table["size"]):
@@ -98,7 +99,7 @@ def speedups(row: Row | None) -> str:
     """Of one recipe, or of all that were left alone."""
     if row is None:
         return ""
-    star = "" if row["merged"] or row["subject"] == POOLED else "*"
+    star = "" if row["merged"] or row["subject"] == LEFT_ALONE else "*"
     return f"{row['speedup']['median']:.2f} ({row['undisturbed']:.2f}){star}"
 
 
