@@ -7,7 +7,6 @@ from dataclasses import replace
 from itertools import chain
 from typing import NamedTuple
 
-import torch
 from torch import nn
 
 from catome_adapters import SCOPES, CalibratedRecipe, MergeRecipe, MergeSite, find_sites
@@ -96,20 +95,16 @@ def forecast(model: Blueprint, pixels: Pixels, recipe: Recipe, device_type: str,
     """Forecast what a recipe gains on a device, in eager or compiled code.
 
     Args:
-        model: The networks.
+        model: The networks, in the dtype that they are called in.
         pixels: Size of pictures or videos (frames, height, width), None: the model's own.
         recipe: The recipe.
-        device_type: "cpu" in single precision, or "cuda" in half.
+        device_type: "cpu" or "cuda".
         compiled: Whether the networks are compiled.
 
     Raises:
         ValueError: If there is nothing to merge, the recipe does not fit, or the size is unknown or does not fit.
     """
     by_network = {name: sites_at(network, pixels, model.scale) for name, network in model.networks.items()}
-    if device_type != "cpu":
-        for network in model.networks.values():
-            # As on every GPU; not diffusers' own `to`, which warns.
-            nn.Module.to(network, torch.bfloat16)
     # "auto" chooses for the size that the configuration names, as `attach` does.
     own = _named({name: find_sites(network) for name, network in model.networks.items()})
     recipes, layout = _choose(model, own, recipe, device_type)

@@ -81,7 +81,8 @@ def test_ceilings_of_known_networks(tmp_path, config, pixels, published):
 
 def look_at(path: Path | str, *, recipe: Recipe = RECIPES["default"], device: str = "cpu", **sides: int) -> Forecast:
     pixels = sides.get("frames"), sides.get("height"), sides.get("width")
-    return forecast(read_blueprint(str(path)), pixels, recipe, device)
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    return forecast(read_blueprint(str(path), dtype=dtype), pixels, recipe, device)
 
 
 def test_shares_are_those_that_torch_counts(tmp_path):
