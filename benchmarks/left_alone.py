@@ -10,7 +10,7 @@ import sys
 from catome_adapters import attach
 from catome_bench.models.artist import Artist, unmerged_is_fine
 from catome_bench.models.pipeline import load_shipped
-from catome_bench.races.never_slower import Round, step_seconds, time_of
+from catome_bench.races.never_slower import Round, draw_steps, time_of
 from catome_bench.views.speed import with_interval
 
 ROUNDS, STEPS, PIXELS = 100, 6, 32
@@ -22,10 +22,10 @@ def main() -> None:
     rounds: dict[str, list[Round]] = {"first run": [], "second run": []}
     with unmerged_is_fine():
         for _ in range(ROUNDS):
-            unmerged = step_seconds(artist, "")
+            unmerged = draw_steps(artist, "")
             with attach(artist.pipeline, "balanced"):
                 for runs in rounds.values():
-                    runs.append(Round(unmerged, step_seconds(artist, "")))
+                    runs.append(Round(unmerged, draw_steps(artist, "")))
     for name, runs in rounds.items():
         row = time_of(runs)
         speedup, milliseconds = with_interval(row["speedup"]), 1e3 * row["seconds"]

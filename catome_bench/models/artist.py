@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -33,13 +34,18 @@ class Drawing(NamedTuple):
 
     Attributes:
         picture: The picture on the host, (3, size, size), float, in [0, 1].
-        seconds: The time it took.
+        steps: The seconds of each step: from one call of the network to the next, with what is before and after all.
         removed: Share of the keys that merging removed from self-attention at the top level, where it was measured.
     """
 
     picture: Tensor
-    seconds: float
+    steps: Sequence[float]
     removed: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """The time it took."""
+        return sum(self.steps)
 
 
 class Pair(NamedTuple):
@@ -78,12 +84,20 @@ class Artist:
         """Draw one picture of each class in one call, of whose time each has the same share."""
         self.pipeline.set_progress_bar_config(desc=f"{names[0]:>9}, {label:<8}", leave=False)
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        calls: list[float] = []
+        # Ahead of all other hooks, whose time counts.
+        hook = self.pipeline.network.register_forward_pre_hook(
+            lambda *_: calls.append(time.perf_counter()), prepend=True
+        )
         start = time.perf_counter()
-        pictures = self.pipeline(names, size=self.size, num_inference_steps=self.steps, generator=generators)
+        try:
+            pictures = self.pipeline(names, size=self.size, num_inference_steps=self.steps, generator=generators)
+        finally:
+            hook.remove()
         # Copying to the host waits for the device.
         pictures = pictures.cpu()
-        seconds = (time.perf_counter() - start) / len(names)
-        return [Drawing(picture, seconds) for picture in pictures]
+        steps = [(after - before) / len(names) for before, after in pairwise([start, *calls[1:], time.perf_counter()])]
+        return [Drawing(picture, steps) for picture in pictures]
 
     def draw_pair(self, name: str, seed: int, recipe: Recipe) -> Pair:
         """Draw a picture without and with merging, one right after the other, so that conditions are the same."""

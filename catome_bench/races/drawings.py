@@ -9,6 +9,7 @@ from typing import Any
 from catome_bench.measure.features import Features
 from catome_bench.measure.fidelity import psnr, ssim
 from catome_bench.measure.spread import Spread
+from catome_bench.measure.undisturbed import undisturbed
 from catome_bench.models.artist import Drawing
 
 
@@ -21,6 +22,7 @@ def measure_drawings(
     return {
         "seconds": median(drawing.seconds for drawing in drawings),
         "speedup": Spread.of([base.seconds / drawing.seconds for drawing, base in pairs]).to_dict(),
+        "undisturbed": undisturbed(base.steps for base in references) / undisturbed(one.steps for one in drawings),
         "psnr": Spread.of([psnr(drawing.picture, base.picture) for drawing, base in pairs]).to_dict(),
         "ssim": Spread.of([ssim(drawing.picture, base.picture) for drawing, base in pairs]).to_dict(),
         **({"distance": Spread.of(apart).to_dict()} if apart else {}),

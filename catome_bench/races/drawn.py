@@ -23,7 +23,7 @@ class Drawn:
         >>> def never() -> list[Drawing]:
         ...     raise AssertionError
         >>> with TemporaryDirectory() as folder:
-        ...     first = Drawn(folder).of(["cat", "1/4"], lambda: [Drawing(torch.zeros(3, 8, 8), seconds=2.0)])
+        ...     first = Drawn(folder).of(["cat", "1/4"], lambda: [Drawing(torch.zeros(3, 8, 8), steps=[2.0])])
         ...     Drawn(folder).of(["cat", "1/4"], never)[0].seconds
         2.0
     """

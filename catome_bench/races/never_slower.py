@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import pairwise
 from statistics import median
 from typing import Any, NamedTuple
 
 from catome_adapters import RECIPES, SessionSummary, attach
 from catome_bench.measure.spread import Spread
+from catome_bench.measure.undisturbed import undisturbed
 from catome_bench.models.artist import CLASSES, Artist, unmerged_is_fine
 from catome_bench.models.pipeline import Arch, ClassPipeline, load_shipped
 
@@ -73,7 +72,7 @@ def _compare(artist: Artist, repeats: int) -> Iterator[dict[str, Any]]:
     summaries: dict[str, SessionSummary] = {}
     while _too_few(rounds, repeats):
         for name in able:
-            unmerged = step_seconds(artist, UNMERGED)
+            unmerged = draw_steps(artist, UNMERGED)
             merged, summaries[name] = _draw_merged(artist, name, runs=2 if sum(unmerged) < MIN_SECONDS else 1)
             rounds[name].append(Round(unmerged, merged))
     for name, note in notes.items():
@@ -100,24 +99,16 @@ def _refusal(pipeline: ClassPipeline, name: str) -> str:
     return ""
 
 
-def _draw_merged(artist: Artist, name: str, runs: int) -> tuple[list[float], SessionSummary]:
+def _draw_merged(artist: Artist, name: str, runs: int) -> tuple[Sequence[float], SessionSummary]:
     """Draw so many times in one session; returns the seconds of the steps of the last, and its summary."""
     with unmerged_is_fine(), attach(artist.pipeline, RECIPES[name]) as session:
-        *_, last = (step_seconds(artist, name) for _ in range(runs))
+        *_, last = (draw_steps(artist, name) for _ in range(runs))
         return last, session.summary()
 
 
-def step_seconds(artist: Artist, label: str) -> list[float]:
-    """Draw; returns the seconds from one call of the network to the next, with what is before and after them all."""
-    calls: list[float] = []
-    # Ahead of all other hooks, whose time counts.
-    hook = artist.pipeline.network.register_forward_pre_hook(lambda *_: calls.append(time.perf_counter()), prepend=True)
-    start = time.perf_counter()
-    try:
-        artist.draw(CLASSES[0], 0, label)
-    finally:
-        hook.remove()
-    return [after - before for before, after in pairwise([start, *calls[1:], time.perf_counter()])]
+def draw_steps(artist: Artist, label: str) -> Sequence[float]:
+    """Draw; returns the seconds of the steps."""
+    return artist.draw(CLASSES[0], 0, label).steps
 
 
 def time_of(rounds: Sequence[Round]) -> dict[str, Any]:
@@ -128,7 +119,7 @@ def time_of(rounds: Sequence[Round]) -> dict[str, Any]:
         >>> row["rounds"], row["seconds"], row["speedup"]["median"], row["undisturbed"]
         (2, 2.5, 3.0, 1.0)
     """
-    unmerged, merged = (sum(map(min, zip(*runs, strict=True))) for runs in zip(*rounds, strict=True))
+    unmerged, merged = map(undisturbed, zip(*rounds, strict=True))
     return {
         "rounds": len(rounds),
         "seconds": median(sum(one.merged) for one in rounds),

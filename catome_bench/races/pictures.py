@@ -69,9 +69,10 @@ def run_pictures(
     Returns:
         `{"images", "size", "batch", "features", "rows"}`, for JSON. A row has `steps`, `subject` (the variant),
         `family`, `seconds` (median), and each as a `Spread` over the pictures: `speedup`, `psnr` in dB (None: the same
-        picture), `ssim`, and with features `distance` (1 minus their cosine); `frechet`, and `removed` (the share of
-        the keys that merging removed from top-level self-attention; padding does not count as removed). The row of a
-        variant that cannot run has a `note` instead.
+        picture), `ssim`, and with features `distance` (1 minus their cosine); `undisturbed` (the speed-up if every step
+        takes as long as in the picture where it was fastest), `frechet`, and `removed` (the share of the keys that
+        merging removed from top-level self-attention; padding does not count as removed). The row of a variant that
+        cannot run has a `note` instead.
 
     Raises:
         ValueError: If a variant is unknown, there is nothing to draw, `partial` holds something else, or there are no

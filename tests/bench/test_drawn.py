@@ -17,7 +17,7 @@ def never() -> list[Drawing]:
 
 def draw(seconds: float = 1.5) -> list[Drawing]:
     pictures = torch.linspace(0, 1, 384).reshape(2, 3, 8, 8)
-    return [Drawing(picture, seconds, removed=0.25) for picture in pictures]
+    return [Drawing(picture, [seconds], removed=0.25) for picture in pictures]
 
 
 def test_what_was_drawn_is_read_as_it_was(tmp_path):

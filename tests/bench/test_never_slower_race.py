@@ -2,14 +2,11 @@
 
 import io
 import json
-import time
 
 import pytest
 from rich.console import Console
 
 from catome_adapters import RECIPES
-from catome_bench.models.artist import Artist
-from catome_bench.models.pipeline import load_shipped
 from catome_bench.races import never_slower
 from catome_bench.views.tables import render_never_slower
 
@@ -54,16 +51,6 @@ def test_runs_that_are_left_alone_are_one_row_more(arch, monkeypatch):
 def test_undisturbed_takes_every_step_from_its_fastest_round():
     rounds = [never_slower.Round([2.0, 8.0], [1.0, 9.0]), never_slower.Round([7.0, 3.0], [6.0, 1.5])]
     assert never_slower.time_of(rounds)["undisturbed"] == (2.0 + 3.0) / (1.0 + 1.5)
-
-
-def test_the_seconds_of_the_steps_are_those_of_the_run():
-    artist = Artist(load_shipped("dit"), 3, 16)
-    start = time.perf_counter()
-    seconds = never_slower.step_seconds(artist, "")
-    taken = time.perf_counter() - start
-    assert len(seconds) == 3
-    assert 0.9 * taken < sum(seconds) <= taken
-    assert not artist.pipeline.network._forward_pre_hooks
 
 
 def test_its_table_has_a_line_for_each(results):

@@ -136,7 +136,7 @@ def test_features_of_a_given_network_say_how_far_pictures_are_apart(tmp_path):
 
 def row(subject: str, speedup: float, psnr: float | None = 40.0, **changes: Any) -> dict[str, Any]:
     measures = {"speedup": spread(speedup), "psnr": spread(psnr), "ssim": spread(0.9)}
-    rest = {"seconds": 1.0, "steps": 10, "family": "ours", "frechet": 0.5, "removed": 0.5}
+    rest = {"seconds": 1.0, "undisturbed": speedup, "steps": 10, "family": "ours", "frechet": 0.5, "removed": 0.5}
     return {"subject": subject} | measures | rest | changes
 
 
@@ -159,10 +159,17 @@ def test_the_table_is_sorted_by_speed_within_each_number_of_steps():
 
 def test_the_speed_up_is_the_median_over_the_pictures():
     picture = noise(3, 16, 16).sigmoid()
-    base = [Drawing(picture, seconds, 0) for seconds in (1.0, 1.0, 8.0)]
-    ours = [Drawing(picture, seconds, 0) for seconds in (0.5, 1.0, 2.0)]
+    base = [Drawing(picture, [seconds], 0) for seconds in (1.0, 1.0, 8.0)]
+    ours = [Drawing(picture, [seconds], 0) for seconds in (0.5, 1.0, 2.0)]
     measured = measure_drawings(ours, base)
     assert measured["speedup"] == {"median": 2, "worst": 1, "interval": [1, 4]}
+
+
+def test_undisturbed_takes_every_step_from_the_picture_where_it_was_fastest():
+    picture = noise(3, 16, 16).sigmoid()
+    base = [Drawing(picture, steps) for steps in ([2.0, 8.0], [7.0, 3.0])]
+    ours = [Drawing(picture, [steps]) for steps in (2.0, 2.5)]
+    assert measure_drawings(ours, base)["undisturbed"] == (2.0 + 3.0) / 2.0
 
 
 def test_the_scatter_plot_labels_every_subject_legibly():
