@@ -75,7 +75,7 @@ def test_without_steps_the_first_cells_hold():
 
 
 def test_each_kind_of_cells_is_one_graph():
-    kind, counter = ARCHITECTURES["PixArt"], CompileCounter()
+    kind, counter = ARCHITECTURES["DiT"], CompileCounter()
     network = kind.shallow()
     with attach(network, replace(MOVING, later=LATER)) as session:
         eager = run(kind, network, session)
@@ -86,7 +86,7 @@ def test_each_kind_of_cells_is_one_graph():
 
 
 def test_equal_blocks_share_the_graphs_of_each_part():
-    kind, counters = ARCHITECTURES["PixArt"], (CompileCounter(), CompileCounter())
+    kind, counters = ARCHITECTURES["DiT"], (CompileCounter(), CompileCounter())
     for counter, recipe in zip(counters, (MOVING, replace(MOVING, later=((0.5, 4),))), strict=True):
         network = kind.network(num_layers=2)
         with attach(network, recipe) as session:
