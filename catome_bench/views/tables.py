@@ -78,8 +78,10 @@ def render_pictures(results: Mapping[str, Any]) -> Table:
     caption = "\n".join(f"{subject}: {note}" for subject, note in notes.items())
     table = Table("steps", "subject", "family", title=title, caption=caption or None, caption_justify="left")
     distance = [results["features"]] if results.get("features") else []
+    # Results of before this was measured have none.
+    undisturbed = ["undisturbed"] if any("undisturbed" in row for row in results["rows"]) else []
     measures = ("PSNR", "5th %", "SSIM", "5th %", *distance, "Frechet", "removed")
-    for column in ("s/image", "speed-up", "undisturbed", *measures):
+    for column in ("s/image", "speed-up", *undisturbed, *measures):
         table.add_column(column, justify="right")
     for total in dict.fromkeys(row["steps"] for row in results["rows"]):
         rows = [row for row in results["rows"] if row["steps"] == total]
@@ -101,7 +103,7 @@ def _picture_cells(row: Mapping[str, Any]) -> list[str]:
         *head,
         f"{row['seconds']:.2f}",
         with_interval(row["speedup"]),
-        f"{row['undisturbed']:.2f}x",
+        *([f"{row['undisturbed']:.2f}x"] if "undisturbed" in row else []),
         _decibels(row["psnr"]),
         _decibel(row["psnr"]["worst"]),
         f"{row['ssim']['median']:.4f}",

@@ -157,6 +157,14 @@ def test_the_table_is_sorted_by_speed_within_each_number_of_steps():
     assert order == sorted(order)
 
 
+def test_results_of_before_undisturbed_was_measured_have_a_table():
+    older = {name: value for name, value in row("ours", 1.23).items() if name != "undisturbed"}
+    text, today = (
+        printed(render_pictures({"images": 1, "size": 32, "rows": [one]})) for one in (older, row("ours", 1))
+    )
+    assert "1.23x" in text and "undisturbed" not in text and "undisturbed" in today
+
+
 def test_the_speed_up_is_the_median_over_the_pictures():
     picture = noise(3, 16, 16).sigmoid()
     base = [Drawing(picture, [seconds], 0) for seconds in (1.0, 1.0, 8.0)]
