@@ -54,9 +54,9 @@ def deep_unet() -> UNet2DConditionModel:
 
 
 def small_unet() -> UNet2DConditionModel:
-    """One level, with a transformer of two blocks, and nothing else."""
+    """One level, with a transformer of three blocks, and nothing else."""
     ends = {"down_block_types": ("CrossAttnDownBlock2D",), "up_block_types": ("UpBlock2D",), "mid_block_type": None}
-    return sdxl_unet(block_out_channels=(8,), transformer_layers_per_block=(2,), **ends)
+    return sdxl_unet(block_out_channels=(8,), transformer_layers_per_block=(3,), **ends)
 
 
 def shallow_unet(**changes: Any) -> UNet2DConditionModel:

@@ -70,7 +70,7 @@ def with_graph(network: nn.Module, graph: list[Any]) -> None:
     SMALL.call(torch.compile(network, fullgraph=True, backend=backend))
 
 
-@pytest.mark.parametrize("variant", TWO_KINDS, ids=spell)
+@pytest.mark.parametrize("variant", COMPILED, ids=spell)
 def test_regional_compile_agrees_with_eager(small, variant):
     eager = run_merged(SMALL, small, unet_recipe(**variant))
     with attach(small, unet_recipe(**variant)) as session:
