@@ -32,6 +32,8 @@ __all__ = ["Calibration", "calibrate"]
 
 FLOOR = 40.0
 """In dB, where no goal is given."""
+FORMAT = 2
+"""Of what is kept of every measurement."""
 BESIDE = ("close", "balanced", "fast")
 """The named recipes that the result is held against."""
 
@@ -122,7 +124,7 @@ def _settings(pipe: Any, sites: Sequence[MergeSite], calls: Sequence[Call], seed
     """What the measurements depend on, as JSON values."""
     parameter = next(sites[0].block.parameters())
     about = {"model": identify_sites(sites), "calls": [plain(call) for call in calls], "seeds": list(seeds)}
-    about |= {"parts": PARTS}
+    about |= {"parts": PARTS, "format": FORMAT}
     machine = describe_environment(str(device_of(pipe)))
     return json.loads(json.dumps(about | {"dtype": str(parameter.dtype), "machine": machine}))
 

@@ -1,4 +1,4 @@
-"""The seconds that a group of blocks takes, and what a recipe saves of them."""
+"""The seconds that blocks take, call by call, and what happened to their tokens in each."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from catome_adapters import SiteStep
-from catome_bench.measure.spread import quantile
 
 UNMERGED, CHECKPOINT, REUSE = "unmerged", "checkpoint", "reuse"
 """What a step does with a group's tokens; steps of one kind take equally long."""
@@ -79,28 +78,6 @@ def by_kind(by_call: Sequence[float], kinds: Sequence[str]) -> dict[str, list[fl
     for index, seconds in enumerate(by_call):
         found[kinds[index * len(kinds) // len(by_call)]].append(seconds)
     return dict(found)
-
-
-def seconds_saved(run: Samples, runs: Sequence[Samples]) -> float:
-    """What merging saves in a run.
-
-    Each kind of call counts with the first decile over all runs: what else the machine does only adds time, in one hour
-    more than in another.
-
-    Args:
-        run: The seconds of its calls.
-        runs: Those of all runs with the same setting, in whatever parts, and of an unmerged one.
-
-    Examples:
-        >>> run = {"reuse": [1.0, 1.5, 8.0], "unmerged": [9.0]}
-        >>> seconds_saved(run, [run, {"unmerged": [2.0, 3.0]}])
-        3.0
-    """
-    kinds = {kind for one in runs for kind in one}
-    calls = {kind: [seconds for one in runs for seconds in one.get(kind, ())] for kind in kinds}
-    undisturbed = {kind: quantile(seconds, 0.1) for kind, seconds in calls.items()}
-    merged = {kind: len(seconds) for kind, seconds in run.items() if kind != UNMERGED}
-    return sum(count * (undisturbed[UNMERGED] - undisturbed[kind]) for kind, count in merged.items())
 
 
 def _kind(rows: Sequence[SiteStep]) -> str:

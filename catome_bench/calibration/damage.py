@@ -2,35 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from itertools import product
 from statistics import mean
 from typing import Any, NamedTuple
 
+import torch
 from tqdm import tqdm
 
 from catome_adapters import MergeRecipe, MergeSite, attach
 from catome_bench.calibration.candidates import PARTS, WHOLE, in_part
-from catome_bench.calibration.clock import (
-    UNMERGED,
-    Samples,
-    by_kind,
-    kinds_of_steps,
-    seconds_by_call,
-    seconds_saved,
-    timed_blocks,
-)
+from catome_bench.calibration.clock import UNMERGED, by_kind, kinds_of_steps, seconds_by_call, timed_blocks
 from catome_bench.calibration.measurements import Measurements
+from catome_bench.calibration.savings import Picture, seconds_saved, usual_seconds
 from catome_bench.calibration.takes import Takes
 from catome_bench.comparison.drawing import Drawn, device_of
 from catome_bench.models.artist import unmerged_is_fine
 
 Groups = Mapping[str, Sequence[MergeSite]]
 
-Run = tuple[float, Sequence[Samples]]
-"""The mean squared error of all takes with one setting, and for each the seconds of the group's blocks."""
+Run = tuple[float, Sequence[Picture]]
+"""The mean squared error of all takes with one setting, and for each the seconds of all blocks."""
 
 
 class Effect(NamedTuple):
@@ -73,32 +67,44 @@ def measure_effects(
 ) -> list[Effect]:
     """Every candidate in every group, and the best ones in each part of the run."""
     fitting = {group: [name for name in candidates if name not in refusals[group]] for group in groups}
-    effects: list[Effect] = []
+    every: list[Run] = [measurements.of(["unmerged"], partial(draw_timed, takes, groups))]
+    found: list[tuple[str, str, dict[str, Run]]] = []
     with tqdm(total=len(PARTS) * sum(map(len, fitting.values())), unit="setting", disable=not progress) as bar:
 
         def run(group: str, name: str, part: str) -> Run:
-            draw = partial(draw_timed, takes, groups[group], in_part(candidates[name], part))
-            found = measurements.of([group, name, part], draw)
+            draw = partial(draw_timed, takes, groups, group, in_part(candidates[name], part))
+            every.append(measurements.of([group, name, part], draw))
             bar.update()
-            return found
+            return every[-1]
 
         for group, names in fitting.items():
-            unmerged = measurements.of([group], partial(draw_timed, takes, groups[group], None))
-            by_candidate = run_settings(names, partial(run, group), unmerged)
-            for name, runs in by_candidate.items():
-                every = [unmerged, *runs.values()]
-                effects += [Effect(group, name, part, one[0], saved_in(one, every)) for part, one in runs.items()]
+            by_candidate = run_settings(group, names, partial(run, group), every)
+            found += [(group, name, runs) for name, runs in by_candidate.items()]
             bar.update(len(PARTS) * len(names) - sum(map(len, by_candidate.values())))
-    return effects
+    usual = usual_by_take(every)
+    return [
+        Effect(group, name, part, one[0], saved_in(group, one, list(runs.values()), usual))
+        for group, name, runs in found
+        for part, one in runs.items()
+    ]
 
 
-def run_settings(names: Sequence[str], run: Callable[[str, str], Run], unmerged: Run) -> dict[str, dict[str, Run]]:
+def run_settings(
+    group: str, names: Sequence[str], run: Callable[[str, str], Run], every: Sequence[Run]
+) -> dict[str, dict[str, Run]]:
     """The runs of one group by candidate and part: all of them in the whole run, and the best ones in its parts.
 
     Not measured in parts is what saves nothing in the whole run, or no more than another one that is closer.
+
+    Args:
+        group: The group.
+        names: Its candidates.
+        run: Draws with a candidate in a part of the run.
+        every: All runs so far, with those that `run` adds.
     """
     runs = {name: {WHOLE: run(name, WHOLE)} for name in names}
-    figures = {name: (one[WHOLE][0], saved_in(one[WHOLE], [unmerged, one[WHOLE]])) for name, one in runs.items()}
+    usual = usual_by_take(every)
+    figures = {name: (one[WHOLE][0], saved_in(group, one[WHOLE], [one[WHOLE]], usual)) for name, one in runs.items()}
     for name, (error, saved) in figures.items():
         is_beaten = any(less < error and more >= saved for less, more in figures.values())
         if saved > 0 and not is_beaten:
@@ -106,20 +112,46 @@ def run_settings(names: Sequence[str], run: Callable[[str, str], Run], unmerged:
     return runs
 
 
-def draw_timed(takes: Takes, sites: Sequence[MergeSite], recipe: MergeRecipe | None) -> Run:
-    """Draw every take with a recipe at some sites, or without, and time their blocks."""
-    blocks, device = [site.block for site in sites], device_of(takes.pipe)
+def draw_timed(takes: Takes, groups: Groups, merging: str = "", recipe: MergeRecipe | None = None) -> Run:
+    """Draw every take with a recipe in one group, or without, and time the blocks of all groups."""
     drawn: list[Drawn] = []
-    samples: list[Samples] = []
-    with unmerged_is_fine(), attach(takes.pipe, recipe, sites=sites) if recipe else nullcontext() as session:
+    pictures: list[Picture] = []
+    with unmerged_is_fine(), attach(takes.pipe, recipe, sites=groups[merging]) if recipe else nullcontext() as session:
         for number in range(len(takes)):
-            with timed_blocks(blocks, device) as calls:
+            with timed_groups(groups, device_of(takes.pipe)) as calls:
                 drawn.append(takes.draw(number))
-            kinds = kinds_of_steps(session.summary().rows) if session else [UNMERGED]
-            samples.append(by_kind(seconds_by_call(calls), kinds))
-    return takes.error(drawn), samples
+            kinds = {merging: kinds_of_steps(session.summary().rows)} if session else {}
+            pictures.append(
+                {group: by_kind(seconds_by_call(some), kinds.get(group, [UNMERGED])) for group, some in calls.items()}
+            )
+    return takes.error(drawn), pictures
 
 
-def saved_in(run: Run, runs: Sequence[Run]) -> float:
-    """The seconds that merging saves in a call of the pipeline, mean over the takes."""
-    return mean(seconds_saved(one, [others[1][take] for others in runs]) for take, one in enumerate(run[1]))
+@contextmanager
+def timed_groups(groups: Groups, device: torch.device) -> Iterator[dict[str, list[list[float]]]]:
+    """The seconds of every call of each block of each group while the context lasts."""
+    with ExitStack() as stack:
+        yield {
+            group: stack.enter_context(timed_blocks([site.block for site in sites], device))
+            for group, sites in groups.items()
+        }
+
+
+def usual_by_take(runs: Sequence[Run]) -> list[dict[str, float]]:
+    """The seconds of an unmerged call in each group, for each take."""
+    return [usual_seconds(pictures) for pictures in zip(*(pictures for _, pictures in runs), strict=True)]
+
+
+def saved_in(group: str, run: Run, runs: Sequence[Run], usual: Sequence[Mapping[str, float]]) -> float:
+    """The seconds that merging in a group saves in a call of the pipeline, mean over the takes.
+
+    Args:
+        group: Where tokens merge.
+        run: With this setting.
+        runs: With the same one, in whatever parts.
+        usual: The seconds of an unmerged call, by group, for each take.
+    """
+    return mean(
+        seconds_saved(group, one, [pictures[take] for _, pictures in runs], usual[take])
+        for take, one in enumerate(run[1])
+    )

@@ -10,7 +10,7 @@ from torch import nn
 from catome_adapters import SiteStep, attach, find_sites
 from catome_bench.calibration import clock
 from catome_bench.calibration.candidates import candidates
-from catome_bench.calibration.clock import by_kind, kinds_of_steps, seconds_by_call, seconds_saved, timed_blocks
+from catome_bench.calibration.clock import by_kind, kinds_of_steps, seconds_by_call, timed_blocks
 from probes import anatomy
 from zoo.class_pipelines import tiny_shipped
 from zoo.pipeline_parts import quiet
@@ -71,17 +71,6 @@ def test_calls_are_of_the_kind_of_their_step():
     kinds, seconds = ["checkpoint", "reuse", "unmerged"], [5.0, 6.0, 1.0, 2.0, 8.0, 9.0]
     assert by_kind(seconds, kinds) == {"checkpoint": [5.0, 6.0], "reuse": [1.0, 2.0], "unmerged": [8.0, 9.0]}
     assert by_kind(seconds, ["unmerged"]) == {"unmerged": seconds}
-
-
-def test_saved_is_the_first_decile_of_each_kind_over_all_runs_for_the_calls_of_one():
-    """Neither the fastest of twelve nor the slowest counts."""
-    late = {"checkpoint": [5.0], "reuse": [1.0, 90.0], "unmerged": [4.0, 4.0, 50.0]}
-    whole = {"checkpoint": [5.0], "reuse": [2.0] * 10}
-    unmerged = {"unmerged": [4.0] * 6}
-    runs = [unmerged, whole, late]
-    assert seconds_saved(late, runs) == (4 - 5) + 2 * (4 - 2)
-    assert seconds_saved(whole, runs) == (4 - 5) + 10 * (4 - 2)
-    assert seconds_saved(unmerged, runs) == 0
 
 
 def test_the_blocks_of_a_call_are_added():

@@ -9,7 +9,14 @@ from torch import Tensor
 from catome_adapters import RECIPES, attach, find_sites, sessions
 from catome_bench.calibration import damage
 from catome_bench.calibration.candidates import MATCHED_SCOPES, PARTS, candidates
-from catome_bench.calibration.damage import find_refusals, measure_effects, run_settings, saved_in
+from catome_bench.calibration.damage import (
+    draw_timed,
+    find_refusals,
+    measure_effects,
+    run_settings,
+    saved_in,
+    usual_by_take,
+)
 from catome_bench.calibration.groups import group_sites
 from catome_bench.calibration.measurements import Measurements
 from catome_bench.calibration.takes import Takes, seconds_of
@@ -55,14 +62,30 @@ def test_an_error_is_that_of_pictures_drawn_by_hand(pipe):
 
 
 def test_what_saves_nothing_in_the_whole_run_is_not_measured_in_its_parts(pipe, monkeypatch):
-    monkeypatch.setattr(damage, "seconds_saved", lambda run, runs: 0.0)
+    monkeypatch.setattr(damage, "seconds_saved", lambda *given: 0.0)
     found = effects(pipe, ("1/4 of the keys", "half matched, keys"), groups=2)
     assert [one.part for one in found] == ["whole run"] * 4
 
 
-def test_seconds_count_over_all_parts_and_an_unmerged_run(pipe, monkeypatch):
-    monkeypatch.setattr(damage, "seconds_saved", lambda run, runs: len(runs) / 1000)
-    assert {one.saved for one in effects(pipe, ("half matched, keys",))} == {(1 + len(PARTS)) / 1000}
+def test_seconds_of_a_setting_count_over_all_parts(pipe, monkeypatch):
+    monkeypatch.setattr(damage, "seconds_saved", lambda group, run, runs, usual: len(runs) / 1000)
+    assert {one.saved for one in effects(pipe, ("half matched, keys",))} == {len(PARTS) / 1000}
+
+
+def test_all_groups_are_timed_in_every_picture(pipe):
+    groups = group_sites(find_sites(pipe))
+    first, *others = groups
+    takes = Takes(pipe, [CALL], [3, 5])
+    error, pictures = draw_timed(takes, groups, first, SETTINGS["half matched, keys"])
+    for picture in pictures:
+        assert {kind: len(calls) for kind, calls in picture[first].items()} == {"checkpoint": 2, "reuse": 1}
+        assert {name: {kind: len(calls) for kind, calls in picture[name].items()} for name in others} == {
+            name: {"unmerged": 3} for name in others
+        }
+    assert len(pictures) == 2 and error > 0
+    assert draw_timed(takes, groups)[0] == 0 and sessions(pipe) == []
+    usual = usual_by_take([draw_timed(takes, groups)])
+    assert len(usual) == 2 and all(list(one) == list(groups) and min(one.values()) > 0 for one in usual)
 
 
 def test_candidates_merge_wherever_they_are_told_to_and_share_a_schedule():
@@ -70,25 +93,26 @@ def test_candidates_merge_wherever_they_are_told_to_and_share_a_schedule():
     assert {SETTINGS[f"half matched, {scope}"].schedule.steps for scope in MATCHED_SCOPES} == {(0, 2)}
 
 
-SLOW_MACHINE = (0.0, [{"unmerged": [4.0] * 9}])
-
-
 def parts_of(**figures: tuple[float, float]) -> tuple[dict[str, dict[str, Any]], list[tuple[str, str]]]:
     """The runs of candidates, each with an error and the seconds of its merged calls, and what was asked for."""
     asked: list[tuple[str, str]] = []
+    every: list[Any] = [(0.0, [{"up": {"unmerged": [4.0] * 9}}])]
 
     def run(name: str, part: str) -> Any:
         asked.append((name, part))
         error, seconds = figures[name]
-        return error, [{"reuse": [seconds] * 3, "unmerged": [2.0]}]
+        every.append((error, [{"up": {"reuse": [seconds] * 3, "unmerged": [2.0] * 9}}]))
+        return every[-1]
 
-    return run_settings(list(figures), run, SLOW_MACHINE), asked
+    return run_settings("up", list(figures), run, every), asked
 
 
-def test_unmerged_steps_of_all_parts_are_what_merged_ones_are_held_against():
+def test_unmerged_steps_of_all_runs_are_what_merged_ones_are_held_against():
     runs, asked = parts_of(half=(0.5, 1.5))
     assert list(runs["half"]) == [part for _, part in asked] == list(PARTS) and asked[0] == ("half", "whole run")
-    assert saved_in(runs["half"]["late"], [*runs["half"].values(), (0.0, [{"unmerged": [2.0]}])]) == 3 * (2.0 - 1.5)
+    every = list(runs["half"].values())
+    usual = usual_by_take([*every, (0.0, [{"up": {"unmerged": [4.0]}}])])
+    assert saved_in("up", runs["half"]["late"], every, usual) == 3 * (2.0 - 1.5)
 
 
 def test_what_saves_no_more_than_a_closer_one_is_not_measured_in_parts():
