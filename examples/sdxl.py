@@ -25,6 +25,6 @@ def main(pipe, **call):
 if __name__ == "__main__":
     model = "stabilityai/stable-diffusion-xl-base-1.0"
     pipe = StableDiffusionXLPipeline.from_pretrained(model, torch_dtype=torch.float16, variant="fp16").to("cuda")
-    unmerged, merged = main(pipe, prompt="a lighthouse in a storm, oil on canvas")
+    unmerged, merged = main(pipe, prompt="a lighthouse in a storm, oil on canvas", height=2048, width=2048)
     unmerged[0].save("sdxl-unmerged.png")
     merged[0].save("sdxl-merged.png")

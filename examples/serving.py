@@ -26,9 +26,9 @@ if __name__ == "__main__":
     sdxl = StableDiffusionXLPipeline.from_pretrained("stabilityai/stable-diffusion-xl-base-1.0", **half).to("cuda")
     flux = FluxPipeline.from_pretrained("black-forest-labs/FLUX.1-schnell", **half).to("cuda")
     requests = [
-        ("sdxl", {"prompt": "a lighthouse", "height": 1024, "width": 1024}),
-        ("flux", {"prompt": "a lighthouse", "height": 1024, "width": 768, "num_inference_steps": 4}),
-        ("sdxl", {"prompt": "a harbor", "height": 768, "width": 1344}),
+        ("sdxl", {"prompt": "a lighthouse", "height": 2048, "width": 2048}),
+        ("flux", {"prompt": "a lighthouse", "height": 2048, "width": 1536, "num_inference_steps": 4}),
+        ("sdxl", {"prompt": "a harbor", "height": 1536, "width": 2688}),
     ]
-    for number, images in enumerate(main({"sdxl": (sdxl, "fast"), "flux": (flux, "close")}, requests)):
+    for number, images in enumerate(main({"sdxl": (sdxl, "fast"), "flux": (flux, "balanced")}, requests)):
         images[0].save(f"served-{number}.png")

@@ -1,4 +1,4 @@
-"""Tables on the page of results are those of the files that they name."""
+"""Tables on the pages of results are those of the files that they name."""
 
 import re
 import runpy
@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGE = (ROOT / "docs" / "results.md").read_text()
+PAGES = "\n".join((ROOT / "docs" / name).read_text() for name in ("results.md", "results-details.md"))
 # Up to the first line of another kind.
-TABLES = re.findall(r"<!-- python benchmarks/tables\.py (.*) -->\n\n((?:(?:=== |    |\|).*\n|\n)+)", PAGE)
+TABLES = re.findall(r"<!-- python benchmarks/tables\.py (.*) -->\n\n((?:(?:=== |    |\|).*\n|\n)+)", PAGES)
 SCRIPT = runpy.run_path(str(ROOT / "benchmarks" / "tables.py"))
 
 
