@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
@@ -113,7 +114,11 @@ class MovingLattice(nn.Module):
     Args:
         lattice: What attention sees.
         phase: The step that the first one counts as. Another one for every layer, so that their errors differ.
-        device: Of the step, which is the tokens' device.
+        device: Of the step in compiled code, which is the tokens' device.
+
+    Attributes:
+        turn: The step, phase included, for eager code: in compiled code every number would have a graph of its own.
+        step: The same for compiled code and CUDA graphs.
 
     Examples:
         >>> lattice, tokens, grid = MovingLattice(Lattice()), torch.randn(1, 16, 8), TokenGrid((4, 4))
@@ -128,10 +133,9 @@ class MovingLattice(nn.Module):
 
     def __init__(self, lattice: Lattice, phase: int = 0, device: torch.device | str | None = None) -> None:
         super().__init__()
-        self.lattice, self.phase = lattice, phase
-        self.calls: CallMemory[MergePlan] = CallMemory()
-        with torch.inference_mode(False):
-            self.register_buffer("step", torch.full((1,), phase, device=device), persistent=False)
+        self.lattice, self.phase = lattice, checks.integer("phase", phase, "the number of a step")
+        self.turn, self.calls = self.phase, CallMemory[MergePlan]()
+        self._make_step(torch.empty(0, device=device).device)
 
     def forward(self, tokens: Tensor, grid: TokenGrid) -> MergePlan:
         """The plan of this step for tokens (batch, tokens, channels), which only give its device.
@@ -150,11 +154,12 @@ class MovingLattice(nn.Module):
 
     def advance(self) -> None:
         """Before a step: move on. Not in compiled code."""
-        self.step += 1
+        self.move_to(self.turn - self.phase + 1)
 
     def move_to(self, step: int) -> None:
         """Before a step whose number is known, from 0. Not in compiled code."""
-        self.step.fill_(self.phase + step)
+        self.turn = self.phase + step
+        self.step.fill_(self.turn)
 
     def reset(self) -> None:
         """Begin with the first step again."""
@@ -164,9 +169,21 @@ class MovingLattice(nn.Module):
         if not has_values(tokens) or is_captured(tokens):
             return _plan_at(self.lattice, grid, self.step.to(tokens.device))
         if self.step.device != tokens.device:
-            self.step = self.step.to(tokens.device)
-        plan, anchors = _all_plans(self.lattice, grid, tokens.device)
-        return plan._replace(anchor=anchors.index_select(0, self.step % len(anchors)))
+            self._make_step(tokens.device)
+        plans = _all_plans(self.lattice, grid, tokens.device)
+        return plans[self.turn % len(plans)]
+
+    def _make_step(self, device: torch.device) -> None:
+        # Offloaded weights are on meta, where a number has no value; one made in inference mode could not move on.
+        with torch.inference_mode(False):
+            step = torch.full((1,), self.turn, device="cpu" if device.type == "meta" else device)
+        self.register_buffer("step", step, persistent=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MovingLattice:
+        """A move of the module must not lose the step, as `to_empty` would."""
+        super()._apply(fn, recurse)
+        self._make_step(self.step.device)
+        return self
 
 
 def _plan_at(lattice: Lattice, grid: TokenGrid, step: Tensor | int, device: torch.device | None = None) -> MergePlan:
@@ -174,10 +191,10 @@ def _plan_at(lattice: Lattice, grid: TokenGrid, step: Tensor | int, device: torc
 
 
 @lru_cache(maxsize=64)
-def _all_plans(lattice: Lattice, grid: TokenGrid, device: torch.device) -> tuple[MergePlan, Int[Tensor, "steps slots"]]:
-    """The plan, and its anchors at every step."""
+def _all_plans(lattice: Lattice, grid: TokenGrid, device: torch.device) -> tuple[MergePlan, ...]:
+    """The plan of every step, until they repeat; all but the anchors is shared."""
     steps = prod(grid.strides) if lattice.moving else 1
     # What inference mode makes could not be used outside it.
     with torch.inference_mode(False):
-        plans = [_plan_at(lattice, grid, step, device) for step in range(steps)]
-        return plans[0], torch.cat([plan.anchor for plan in plans])
+        first, *others = (_plan_at(lattice, grid, step, device) for step in range(steps))
+        return first, *(first._replace(anchor=plan.anchor) for plan in others)

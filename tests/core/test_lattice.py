@@ -5,6 +5,7 @@ from math import prod
 
 import pytest
 import torch
+import torch._lazy.ts_backend
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -143,6 +144,44 @@ def test_shape_inference_and_inference_mode_leave_no_trace():
         assert tokens.grad is not None
 
 
+def move_by_to_empty(lattice):
+    return lattice.to("meta").to_empty(device="cpu")
+
+
+@pytest.mark.parametrize("move", [move_by_to_empty, lambda lattice: lattice.to("meta"), lambda lattice: lattice.half()])
+@pytest.mark.usefixtures("fresh_compiler")
+def test_step_survives_a_move_of_the_module(move):
+    """Also one to where there are no values, as offloaded weights are."""
+    stayed, moved = MovingLattice(Lattice(), phase=1), MovingLattice(Lattice(), phase=1)
+    for lattice in (stayed, moved):
+        lattice.advance()
+    moved = move(moved)
+    for forward in (moved, torch.compile(moved, fullgraph=True, backend="eager")):
+        assert forward(TOKENS, GRID).anchor.equal(stayed(TOKENS, GRID).anchor)
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+@pytest.mark.parametrize("compiled", [False, True])
+def test_step_of_offloaded_weights_has_a_value(compiled):
+    lattice, expected = MovingLattice(Lattice(), device="meta"), MovingLattice(Lattice())
+    forward = torch.compile(lattice, fullgraph=True, backend="eager") if compiled else lattice
+    for _ in range(3):
+        assert forward(TOKENS, GRID).anchor.equal(expected(TOKENS, GRID).anchor)
+        for one in (lattice, expected):
+            one.advance()
+
+
+def test_step_that_inference_mode_moved_to_another_device_moves_on():
+    torch._lazy.ts_backend.init()
+    lattice, expected = MovingLattice(Lattice()), MovingLattice(Lattice())
+    with torch.inference_mode():
+        lattice(TOKENS.to("lazy"), GRID)
+    assert lattice.step.device.type == "lazy"
+    for one in (lattice, expected):
+        one.advance()
+    assert lattice(TOKENS, GRID).anchor.equal(expected(TOKENS, GRID).anchor)
+
+
 def test_call_that_gradient_checkpointing_repeats_has_the_anchors_of_its_step():
     layer, plain, repeated = Layer(0), TOKENS.clone().requires_grad_(), TOKENS.clone().requires_grad_()
     layer(plain).square().sum().backward()
@@ -159,6 +198,7 @@ def test_call_that_gradient_checkpointing_repeats_has_the_anchors_of_its_step():
         (lambda: Lattice(near=True), "near is True", "from 0, 'auto', or None"),
         (lambda: Lattice(near="auto").field(GRID), "near is 'auto'", "only attach can decide"),
         (lambda: Lattice(moving="no"), "moving is 'no'", "True or False"),
+        (lambda: MovingLattice(Lattice(), phase=0.5), "phase is 0.5", "number of a step"),
         (lambda: MovingLattice(Lattice())(TOKENS[:, 1:], GRID), r"\(2, 48, 4\)", "lays out 49"),
     ],
 )

@@ -9,6 +9,7 @@ from accelerate.hooks import AlignDevicesHook, ModelHook, add_hook_to_module, re
 from torch import nn
 
 from catome_adapters import MergeRecipe, attach
+from catome_core import Lattice
 from changes import add_lora, fuse_projections, quantize
 from running import TOTAL, all_differ, assert_same, call, make_recipe, run, run_merged
 from zoo.packed_images import FLUX
@@ -73,6 +74,14 @@ def test_change_before_and_after_attach_is_the_same(recipe, change, name):
     unmerged = run(subject, after)
     assert_same(unmerged, run(subject, before))
     assert all_differ(unmerged, expected)
+
+
+@pytest.mark.parametrize("change", [offload, align_devices, offload_groups])
+def test_lattice_of_offloaded_weights_moves_on_as_ever(change):
+    subject, recipe = ARCHITECTURES["PixArt"], MergeRecipe(Lattice(), scope="keys", levels="all")
+    expected, changed = run_merged(subject, subject.network(), recipe), subject.network()
+    change(changed)
+    assert_same(run_merged(subject, changed, recipe), expected)
 
 
 @pytest.mark.parametrize("name", FUSING)
