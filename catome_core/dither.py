@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import product
 from math import prod
 from typing import TYPE_CHECKING
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
 
 
 def dither_offsets(
-    grid: TokenGrid, step: Int[Tensor, "*one"] | int = 0, *, device: torch.device | str | None = None
-) -> Int[Tensor, "destinations"]:
+    grid: TokenGrid, step: Int[Tensor, "*steps"] | int = 0, *, device: torch.device | str | None = None
+) -> Int[Tensor, "*steps destinations"]:
     """The offsets of a moving lattice at a step, for `lattice_plan` and `choose_destinations`.
 
     From step to step, and from each cell to the next along every dimension, the anchor moves on in `dither_order`. So
@@ -28,8 +29,11 @@ def dither_offsets(
 
     Args:
         grid: The layout.
-        step: From 0; a number, or a tensor (int64) with a single one.
+        step: From 0; a number, or a tensor (int64) with a single one. Several steps at once are (steps, 1).
         device: Of the result; by default that of `step`.
+
+    Returns:
+        One offset (int64) per cell, for every step.
 
     Examples:
         >>> dither_offsets(TokenGrid((2, 8))).tolist(), dither_offsets(TokenGrid((2, 8)), 1).tolist()
@@ -56,6 +60,12 @@ def dither_order(strides: tuple[int, ...]) -> tuple[int, ...]:
         >>> dither_order((2, 4))
         (0, 6, 2, 4, 1, 7, 3, 5)
     """
+    return _farthest_first(strides)
+
+
+# Not above: a compiler looks through a cache, and warns.
+@lru_cache
+def _farthest_first(strides: tuple[int, ...]) -> tuple[int, ...]:
     places = list(product(*map(range, strides)))
     order, left = [0], {place: (float("inf"), 0.0) for place in places[1:]}
     while left:

@@ -103,11 +103,11 @@ class TokenGrid:
 
 def choose_destinations(
     grid: TokenGrid,
-    offsets: Int[Tensor, "destinations"] | int = 0,
+    offsets: Int[Tensor, "*steps destinations"] | int = 0,
     *,
     generator: torch.Generator | None = None,
     device: torch.device | str | None = None,
-) -> Int[Tensor, "destinations"]:
+) -> Int[Tensor, "*steps destinations"]:
     """Choose the destination of every cell.
 
     Args:

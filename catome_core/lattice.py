@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from catome_core.dither import dither_offsets
 from catome_core.grid import TokenGrid, cell_extents, choose_destinations, ravel, unravel
 from catome_core.matching import check_tokens
 from catome_core.planning import MergePlan
+from catome_core.plans import extend
 
 if TYPE_CHECKING:
     from jaxtyping import Int
@@ -49,21 +50,16 @@ class Lattice:
     moving: bool = True
     near: int | Literal["auto"] | None = None
 
+    adapts: ClassVar[bool] = False
+    """Whether the data decides the number of keys."""
+    pads: ClassVar[bool] = False
+    """Whether slots may be empty."""
+
     def __post_init__(self) -> None:
         checks.flag("moving", self.moving)
         if self.near is not None and self.near != "auto":
             expected = "a number of cells from 0, 'auto', or None: the lattice alone"
             object.__setattr__(self, "near", checks.integer("near", self.near, expected, least=0))
-
-    @property
-    def adapts(self) -> bool:
-        """Whether the data decides the number of keys: never."""
-        return False
-
-    @property
-    def pads(self) -> bool:
-        """Whether slots may be empty: never."""
-        return False
 
     def field(self, grid: TokenGrid, front: int = 0, back: int = 0) -> NearField | None:
         """The near field on a grid with so many tokens in front of it and behind; None if there is none.
@@ -99,13 +95,11 @@ def lattice_plan(
         ([[0, 0, 1, 1, 2, 0, 0, 1, 1, 2]], [[4, 4, 2]], [[6, 8, 9]])
     """
     anchors = choose_destinations(grid, offsets, device=device)
-    prefix = torch.arange(grid.prefix, device=anchors.device)
     tokens = unravel(grid.shape, torch.arange(grid.area, device=anchors.device))
     cells = ravel(grid.cells, [place // stride for place, stride in zip(tokens, grid.strides, strict=True)])
-    slot = torch.cat([prefix, grid.prefix + cells])
     each = unravel(grid.cells, torch.arange(grid.destinations, device=anchors.device))
-    size = torch.cat([torch.ones_like(prefix), torch.stack(cell_extents(grid, each)).prod(0)])
-    return MergePlan(slot[None], size[None], torch.cat([prefix, grid.prefix + anchors])[None])
+    size = torch.stack(cell_extents(grid, each)).prod(0)
+    return extend(MergePlan(cells[None], size[None], anchors[None]), front=grid.prefix)
 
 
 class MovingLattice(nn.Module):
@@ -117,8 +111,8 @@ class MovingLattice(nn.Module):
         device: Of the step in compiled code, which is the tokens' device.
 
     Attributes:
-        turn: The step, phase included, for eager code: in compiled code every number would have a graph of its own.
-        step: The same for compiled code and CUDA graphs.
+        turn: The step, phase included, for eager code.
+        step: The same for compiled code, which would be another one for every Python number.
 
     Examples:
         >>> lattice, tokens, grid = MovingLattice(Lattice()), torch.randn(1, 16, 8), TokenGrid((4, 4))
@@ -186,15 +180,19 @@ class MovingLattice(nn.Module):
         return self
 
 
-def _plan_at(lattice: Lattice, grid: TokenGrid, step: Tensor | int, device: torch.device | None = None) -> MergePlan:
-    return lattice_plan(grid, dither_offsets(grid, step, device=device) if lattice.moving else 0, device=device)
+def _plan_at(lattice: Lattice, grid: TokenGrid, step: Tensor) -> MergePlan:
+    return lattice_plan(grid, dither_offsets(grid, step) if lattice.moving else 0, device=step.device)
 
 
 @lru_cache(maxsize=64)
 def _all_plans(lattice: Lattice, grid: TokenGrid, device: torch.device) -> tuple[MergePlan, ...]:
     """The plan of every step, until they repeat; all but the anchors is shared."""
-    steps = prod(grid.strides) if lattice.moving else 1
     # What inference mode makes could not be used outside it.
     with torch.inference_mode(False):
-        first, *others = (_plan_at(lattice, grid, step, device) for step in range(steps))
-        return first, *(first._replace(anchor=plan.anchor) for plan in others)
+        if not lattice.moving:
+            return (lattice_plan(grid, device=device),)
+        steps = torch.arange(prod(grid.strides), device=device)
+        offsets = dither_offsets(grid, steps[:, None])
+        plan, anchors = lattice_plan(grid, offsets[0]), grid.prefix + choose_destinations(grid, offsets)
+        prefix = plan.anchor[:, : grid.prefix].expand(len(steps), -1)
+        return tuple(plan._replace(anchor=one) for one in torch.cat([prefix, anchors], 1).split(1))

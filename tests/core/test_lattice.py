@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import oracle
-from catome_core import Lattice, MovingLattice, TokenGrid, dither_offsets, gather_anchors, lattice_plan
+from catome_core import Lattice, MovingLattice, TokenGrid, dither, dither_offsets, gather_anchors, lattice_plan
 from catome_core.dither import dither_order
 from strategies import one_to_three, token_grids
 
@@ -74,6 +74,14 @@ def test_each_place_in_dither_order_is_as_far_as_possible_from_those_before(stri
 @given(token_grids(), st.integers(0, 20))
 def test_number_and_tensor_give_the_same_offsets(grid, step):
     assert dither_offsets(grid, torch.tensor([step])).equal(dither_offsets(grid, step))
+
+
+def test_order_of_a_large_cell_is_worked_out_once(monkeypatch):
+    distances, measure, grid = [], dither._distance, TokenGrid((14, 14), stride=7)
+    monkeypatch.setattr(dither, "_distance", lambda *places: distances.append(places) or measure(*places))
+    for phase in range(2):
+        MovingLattice(Lattice(), phase)(torch.zeros(1, grid.tokens, 1), grid)
+    assert 0 < len(distances) <= 49 * 48 / 2
 
 
 def test_reset_begins_again_with_the_phase():
