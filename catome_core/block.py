@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from catome_core.attention.intercept import InterceptAttention
 from catome_core.attention.masks import attention_bias
 from catome_core.cache import PairCache
+from catome_core.capacity import SLOT_MULTIPLE
 from catome_core.grid import TokenGrid
 from catome_core.merging import merge, unmerge
 from catome_core.planning import MergePlan
@@ -22,7 +24,8 @@ class MergedBlock(nn.Module):
 
     Attention must take account of slots: which are padding, and how many tokens each stands for. Where the block calls
     torch's `scaled_dot_product_attention` or `nn.MultiheadAttention` with as many keys as there are slots, the call is
-    intercepted. A mask that the caller passes for the tokens becomes the mask of the anchors there.
+    intercepted. A mask that the caller passes for the tokens becomes the mask of the anchors there. Where a tensor that
+    the caller passes has as many rows as there are slots, such as text to attend to, padding tells them apart.
 
     Every `nn.TransformerEncoderLayer` in the block keeps a hook that does nothing: compiled, a layer without hooks is a
     single kernel, which cannot be intercepted.
@@ -72,10 +75,16 @@ class MergedBlock(nn.Module):
                 mask that `mask_argument` names, whose keys would not be the merged ones.
         """
         plan = self.cache(tokens, self.grid, trim=True)
+        if self._needs_bias and not self.mask_argument:
+            plan = _tell_apart(plan, (*args, *kwargs.values()))
         merged = merge(tokens, plan)
         run = self._run_with_mask if self.mask_argument else self._run_intercepted
         result = run(plan, merged, args, kwargs)
         return tokens + unmerge(result - merged, plan) if self.residual else unmerge(result, plan)
+
+    @property
+    def _needs_bias(self) -> bool:
+        return self.proportional or self.cache.policy.pads
 
     def _run_with_mask(self, plan: MergePlan, merged: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         name = str(self.mask_argument)
@@ -101,6 +110,19 @@ class MergedBlock(nn.Module):
             f"{slots} keys, so its attention cannot take account of slots ({needs}): name its mask_argument, or use "
             "AdaptiveMerge(spare='fill') and proportional=False, which need nothing of a block's attention"
         )
+
+
+def _tell_apart(plan: MergePlan, given: tuple[Any, ...]) -> MergePlan:
+    """The same merge with padding until no tensor has as many rows as there are slots, by which attention is known."""
+    slots = plan.size.shape[1]
+    lengths = [length for one in given if isinstance(one, Tensor) for length in one.shape[:-1]]
+    longer = slots
+    while longer in lengths:
+        longer += SLOT_MULTIPLE
+    if longer == slots:
+        return plan
+    size, anchor = (pad(part, (0, longer - slots)) for part in (plan.size, plan.anchor))
+    return MergePlan(plan.slot, size, anchor)
 
 
 def _disable_fast_path(block: nn.Module) -> None:

@@ -69,6 +69,31 @@ def test_mask_for_the_tokens_becomes_that_of_the_anchors():
     assert_close(result, module(tokens, src_key_padding_mask=hidden))
 
 
+class WithText(nn.Module):
+    """Self-attention, then attention to text (batch, length, channels)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with seeded():
+            self.layer = nn.TransformerDecoderLayer(WIDTH, 2, 32, batch_first=True).eval()
+
+    def forward(self, tokens: Tensor, text: Tensor) -> Tensor:
+        return self.layer(tokens, text)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("options", [{}, {"capacity": 0.5}, {"capacity": 0.5, "spare": "fill"}])
+def test_text_as_long_as_the_slots_is_attended_to_in_full(options, compiled):
+    """Text that is given twice over gives the same average; what is as long as padded slots is not one of them."""
+    block = wrapped(WithText(), AdaptiveMerge(0.5, **options), proportional=True)
+    forward = torch.compile(block, fullgraph=True, backend="eager") if compiled else block
+    forward(alike(0, 0.5), noise(2, 7, WIDTH))
+    slots = block.cache.plan().size.shape[1]
+    for length in (slots, slots + 8):
+        text = noise(2, length, WIDTH, seed=length)
+        assert_close(forward(alike(0, 0.5), text), forward(alike(0, 0.5), text.repeat(1, 2, 1)))
+
+
 @pytest.mark.parametrize("options", [{"spare": "pad"}, {"spare": "fill", "proportional": True}])
 def test_wrapped_attention_that_is_not_intercepted_says_what_helps(options):
     proportional = options.pop("proportional", False)
