@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -13,6 +14,9 @@ from catome_adapters.hooks.owner import HookOwner
 from catome_adapters.sites.call import Arguments, BlockCall, Signature
 from catome_adapters.sites.site import MergeSite
 from catome_adapters.steps.observe import ObservedMethod
+
+ADDED = re.compile("controlnet|control_hidden_states|face_pixel_values")
+"""In the names of arguments that networks add to the tokens between blocks: of ControlNets, Wan-VACE, Wan-Animate."""
 
 
 def group_sites(sites: Sequence[MergeSite], length: int) -> list[list[MergeSite]]:
@@ -41,8 +45,9 @@ def as_one(sites: Sequence[MergeSite]) -> MergeSite:
 class Between(HookOwner):
     """Keeps the tokens between the blocks of a segment, which are merged there, from everything that expects all.
 
-    A ControlNet adds to them one row per token; `forward_intermediates` of a ViT returns or reshapes them; gradient
-    checkpointing repeats single blocks. A segment of one block has nothing in between.
+    A ControlNet adds to them one row per token, and Wan-Animate the face of each frame; `forward_intermediates` of a
+    ViT returns or reshapes them; gradient checkpointing repeats single blocks. A segment of one block has nothing in
+    between.
     """
 
     def __init__(self, sites: Sequence[MergeSite]) -> None:
@@ -79,11 +84,11 @@ class Between(HookOwner):
         if self.is_copy:
             return
         given = dict(zip(self.names, args, strict=False)) | kwargs
-        added = [argument for argument, value in given.items() if "controlnet" in argument and value is not None]
+        added = [argument for argument, value in given.items() if ADDED.search(argument) and value is not None]
         if added:
             raise ValueError(
                 f"{self.site.name} is a segment, whose tokens stay merged between its blocks, and "
-                f"{type(self.host).__name__} adds {added[0]} there: use segment=1, or leave the ControlNet out"
+                f"{type(self.host).__name__} adds {added[0]} there: use segment=1"
             )
 
     def _refuse_intermediates(self, *call: Any, **kwargs: Any) -> None:
