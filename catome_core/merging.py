@@ -119,8 +119,8 @@ def merge_weighted(
 
     Args:
         slots: Any float dtype.
-        size: Number of tokens (int64) that each slot stands for.
-        plan: For these slots, and without padding.
+        size: Number of tokens (int64) that each slot stands for; batch 1 serves any.
+        plan: For these slots, and without padding; batch 1 serves any.
 
     Returns:
         The slots of slots, in the dtype of `slots`.
@@ -130,9 +130,11 @@ def merge_weighted(
         >>> merge_weighted(torch.tensor([[[1.0], [5.0]]]), torch.tensor([[3, 1]]), plan)
         tensor([[[2.]]])
     """
-    total = size.new_zeros(plan.size.shape).scatter_add(1, plan.slot, size)
+    (batch,) = torch.broadcast_shapes(size.shape[:1], plan.slot.shape[:1])
+    size, slot, count = (part.expand(batch, -1) for part in (size, plan.slot, plan.size))
+    total = torch.zeros_like(count).scatter_add(1, slot, size)
     # A mean of n weighted rows is a sum of rows weighted by 1 / n; in this order, a kept slot's weight is exactly 1.
-    weight = size * plan.size.gather(1, plan.slot) / total.gather(1, plan.slot)
+    weight = size * count.gather(1, slot) / total.gather(1, slot)
     return merge(slots * weight[..., None], plan).to(slots.dtype)
 
 

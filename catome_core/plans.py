@@ -43,7 +43,7 @@ def extend(plan: MergePlan, front: int = 0, back: int = 0) -> MergePlan:
 
 
 def compose(first: MergePlan, second: MergePlan) -> MergePlan:
-    """The plan that merges tokens by `first` and its slots by `second`; neither may have padding.
+    """The plan that merges tokens by `first` and its slots by `second`; neither may have padding, either batch 1.
 
     Examples:
         >>> first = MergePlan(torch.tensor([[0, 0, 1, 2]]), torch.tensor([[2, 1, 1]]), torch.tensor([[1, 2, 3]]))
@@ -52,8 +52,10 @@ def compose(first: MergePlan, second: MergePlan) -> MergePlan:
         >>> plan.slot.tolist(), plan.size.tolist(), plan.anchor.tolist()
         ([[0, 0, 1, 0]], [[3, 1]], [[1, 2]])
     """
-    size = second.size.new_zeros(second.size.shape).scatter_add(1, second.slot, first.size)
-    return MergePlan(second.slot.gather(1, first.slot), size, first.anchor.gather(1, second.anchor))
+    (batch,) = torch.broadcast_shapes(first.slot.shape[:1], second.slot.shape[:1])
+    inner, outer = (MergePlan(*(part.expand(batch, -1) for part in plan[:3])) for plan in (first, second))
+    size = torch.zeros_like(outer.size).scatter_add(1, outer.slot, inner.size)
+    return MergePlan(outer.slot.gather(1, inner.slot), size, inner.anchor.gather(1, outer.anchor))
 
 
 def sort_slots(plan: MergePlan) -> MergePlan:

@@ -4,7 +4,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from catome_core import TokenGrid, compose, match_tokens, merge, merge_weighted, plan_merge, sort_slots, unmerge
+from catome_core import (
+    MergePlan,
+    TokenGrid,
+    compose,
+    match_tokens,
+    merge,
+    merge_weighted,
+    plan_merge,
+    sort_slots,
+    unmerge,
+)
 from zoo.noise import noise
 
 
@@ -29,6 +39,22 @@ def test_composed_merge_is_the_weighted_merge_of_the_first(drawn):
     torch.testing.assert_close(merge(tokens, composed), stepwise, rtol=1e-5, atol=1e-6)
     assert torch.equal(composed.slot.gather(1, composed.anchor), torch.arange(composed.size.shape[1]).expand(2, -1))
     assert (composed.size.sum(1) == tokens.shape[1]).all()
+
+
+def first_of(plan):
+    return MergePlan(*(part[:1] for part in plan[:3]))
+
+
+@given(two_plans(), st.booleans())
+def test_plan_that_the_batch_shares_composes_with_one_of_each_sample(drawn, first_is_shared):
+    tokens, first, then = drawn
+    first, then = (first_of(first), then) if first_is_shared else (first, first_of(then))
+    stepwise = merge_weighted(merge(tokens, first), first.size, then)
+    torch.testing.assert_close(merge(tokens, compose(first, then)), stepwise, rtol=1e-5, atol=1e-6)
+    for sample in range(2):
+        alone = [MergePlan(*(part[sample % len(part)][None] for part in plan[:3])) for plan in (first, then)]
+        of_sample = merge_weighted(merge(tokens[sample : sample + 1], alone[0]), alone[0].size, alone[1])
+        torch.testing.assert_close(stepwise[sample : sample + 1], of_sample)
 
 
 @given(two_plans())
