@@ -59,7 +59,7 @@ def compose(first: MergePlan, second: MergePlan) -> MergePlan:
 
 
 def sort_slots(plan: MergePlan) -> MergePlan:
-    """The same merge with its slots in the order of their anchors, so that neighbors stay neighbors; without padding.
+    """The same merge with its slots in the order of their anchors, so that neighbors stay neighbors, and padding last.
 
     Examples:
         >>> plan = MergePlan(torch.tensor([[0, 2, 1, 0]]), torch.tensor([[2, 1, 1]]), torch.tensor([[0, 2, 1]]))
@@ -67,10 +67,9 @@ def sort_slots(plan: MergePlan) -> MergePlan:
         >>> ordered.slot.tolist(), ordered.size.tolist(), ordered.anchor.tolist()
         ([[0, 1, 2, 0]], [[2, 1, 1]], [[0, 1, 2]])
     """
-    anchors_so_far = torch.zeros_like(plan.slot).scatter(1, plan.anchor, 1).cumsum(1)
-    rank = anchors_so_far.gather(1, plan.anchor) - 1
-    size, anchor = (torch.empty_like(part).scatter(1, rank, part) for part in (plan.size, plan.anchor))
-    ordered = MergePlan(rank.gather(1, plan.slot), size, anchor)
+    order = plan.anchor.where(plan.size > 0, plan.slot.shape[1]).argsort(dim=1, stable=True)
+    rank = order.argsort(1)
+    ordered = MergePlan(rank.gather(1, plan.slot), plan.size.gather(1, order), plan.anchor.gather(1, order))
     return ordered._replace(route=index_plan(ordered, len(plan.slot)))
 
 

@@ -3,11 +3,13 @@
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.nn.functional import pad
 
 from catome_core import (
     MergePlan,
     TokenGrid,
     compose,
+    extend,
     match_tokens,
     merge,
     merge_weighted,
@@ -65,6 +67,16 @@ def test_slots_in_order_are_the_same_slots(drawn):
     assert torch.equal(ordered.anchor, plan.anchor.sort(1)[0])
     assert torch.equal(ordered.anchor.gather(1, ordered.slot), plan.anchor.gather(1, plan.slot))
     assert torch.equal(ordered.size.gather(1, ordered.slot), plan.size.gather(1, plan.slot))
+
+
+@given(two_plans(), st.integers(1, 3), st.integers(0, 2))
+def test_padding_comes_after_slots_in_order(drawn, padding, back):
+    _, plan, _ = drawn
+    padded = MergePlan(plan.slot, pad(plan.size, (0, padding)), pad(plan.anchor, (0, padding)))
+    # Then padding is in the middle.
+    plan, padded = sort_slots(extend(plan, back=back)), sort_slots(extend(padded, back=back))
+    expected = plan.slot, pad(plan.size, (0, padding)), pad(plan.anchor, (0, padding))
+    assert all(map(torch.equal, padded[:3], expected))
 
 
 @given(two_plans(), st.sampled_from([torch.float32, torch.bfloat16]))
