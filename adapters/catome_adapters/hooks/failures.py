@@ -21,14 +21,19 @@ def explain_failure(
     """After an error of a self-attention that was called so, with tokens merged by `plans`.
 
     Raises:
-        ValueError: If torch complains of sizes, and an argument still has a row for every token before the merge.
+        ValueError: If torch complains of sizes, and an argument that the layout does not name still has a row for every
+            token before the merge.
     """
     words = {*str(error).lower().split()}
     if plans is None or type(error) is not RuntimeError or not words & ABOUT_SIZES:
         return
     tokens, keys = (plan.slot.shape[1] for plan in plans)
+    if plans.tokens.size.shape[1] == tokens:
+        return
+    fitting = {*(site.layout.attention_arguments or signature.names[:1])}
+    fitting |= {rows.argument for rows in site.layout.per_token}
     for name, rows in _tensors(signature, call):
-        if {tokens, keys, tokens - site.prefix} & {*rows.shape}:
+        if name not in fitting and {tokens, keys, tokens - site.prefix} & {*rows.shape}:
             raise ValueError(
                 f"{site.name}: its self-attention failed on merged tokens, while its argument {name} of shape "
                 f"{tuple(rows.shape)} has a row for every token before the merge: declare it with "

@@ -53,6 +53,23 @@ def test_another_error_of_attention_stays_as_it_is(error):
     assert raised.value is error and error.__cause__ is None
 
 
+@pytest.mark.parametrize(
+    ("layout", "capacity", "batch"),
+    [
+        pytest.param(BlockLayout(output=0, per_token=(PerToken("angles"),)), 0.25, 64, id="as many samples as tokens"),
+        pytest.param(BlockLayout(output=0), None, 2, id="as many slots as tokens"),
+    ],
+)
+def test_error_of_sizes_that_declared_rows_cannot_remedy_stays_as_it_is(layout, capacity, batch):
+    model, network = OWN_MODELS["rotary"], OWN_MODELS["rotary"].network()
+    error = RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+    network.stack[0].attention.qkv.register_forward_hook(Raise(error))
+    sites = [replace(site, layout=layout) for site in model.sites(network)]
+    with attach(network, make_recipe(capacity=capacity), sites=sites) as session, pytest.raises(RuntimeError) as raised:
+        call(model, network, session, batch=batch)
+    assert raised.value is error
+
+
 class Raise:
     """A hook that raises."""
 
