@@ -108,7 +108,7 @@ class MergedBlock(nn.Module):
         return (
             f"{type(self.block).__name__} did not call scaled_dot_product_attention or nn.MultiheadAttention with "
             f"{slots} keys, so its attention cannot take account of slots ({needs}): name its mask_argument, or use "
-            "AdaptiveMerge(spare='fill') and proportional=False, which need nothing of a block's attention"
+            "AdaptiveMerge(capacity=0.5, spare='fill') and proportional=False, which need nothing of its attention"
         )
 
 

@@ -73,7 +73,8 @@ def attend_with_channels(call: dict[str, Any], bias: Float[Tensor, "batch 1 1 sl
     if channels + extra > MOST_CHANNELS:
         raise ValueError(
             f"the heads have {channels} channels, and a kernel without masks needs {extra} more for the sizes of slots "
-            f"where it takes {MOST_CHANNELS}: use a kernel that takes a mask, or spare='fill' and proportional=False"
+            f"where it takes {MOST_CHANNELS}: use a kernel that takes a mask, or "
+            "AdaptiveMerge(capacity=0.5, spare='fill') and proportional=False"
         )
     weights = _as_channels((bias.clamp_min(MASKED_SCORE) / scale).clamp_min(LOWEST_BIAS), key.dtype)
     wide: dict[str, Any] = {

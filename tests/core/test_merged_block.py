@@ -1,5 +1,7 @@
 """Blocks of one's own with a `MergedBlock` around them."""
 
+import re
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -100,8 +102,12 @@ def test_wrapped_attention_that_is_not_intercepted_says_what_helps(options):
     block = wrapped(OwnSoftmax(), AdaptiveMerge(0.5, capacity=0.5, **options), proportional=proportional)
     with pytest.raises(
         ValueError, match=r"OwnSoftmax did not call scaled_dot_product_attention.*48 keys.*mask_argument"
-    ):
-        block(noise(2, 64, WIDTH))
+    ) as error:
+        block(alike(0, 4.0))
+    (remedy,) = re.findall(r"AdaptiveMerge\(.*?\)", str(error.value))
+    helped = wrapped(OwnSoftmax(), eval(remedy))
+    assert helped(alike(0, 4.0)).shape == (2, 64, WIDTH)
+    assert helped.cache.plan().size.shape[1] < 64
 
 
 def test_attention_that_needs_no_change_is_not_required():
