@@ -70,6 +70,11 @@ def _registered(kind: type[nn.Module]) -> Any:
 def measure_for(network: nn.Module) -> Measure | Reason:
     """How the network's arguments give the grid; or what was looked for."""
     names, patch = Signature.of(network).names, patch_size(network)
+    if hasattr(network, "temporal_transformer_blocks"):
+        return Reason(
+            f"{type(network).__name__} attends within every frame and over frames in turn, so that no grid is that of "
+            "all its blocks"
+        )
     if "img_ids" in names:
         return PositionGrid("img_ids")
     if "img_shapes" in names:

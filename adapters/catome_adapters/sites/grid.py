@@ -65,8 +65,13 @@ def patches(argument: str, patch: Shape, *, frames_first: bool = False) -> Measu
     """
 
     def measure(arguments: Mapping[str, Any]) -> Shape:
-        sizes = arguments[argument].shape
-        sizes = (sizes[1], *sizes[3:]) if frames_first else sizes[2:]
+        shape = arguments[argument].shape
+        sizes = (shape[1], *shape[3:]) if frames_first else shape[2:]
+        if len(sizes) != len(patch):
+            raise ValueError(
+                f"{argument} has shape {tuple(shape)}; expected {len(patch)} sizes of an image or video, one for each "
+                f"of patch={patch}: pass a patch of {len(sizes)} sizes, or another function as grid_of"
+            )
         return tuple(size // step for size, step in zip(sizes, patch, strict=True))
 
     return measure

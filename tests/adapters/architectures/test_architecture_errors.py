@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import MochiTransformer3DModel
+from diffusers import LatteTransformer3DModel, MochiTransformer3DModel
 
 from catome_adapters import MergeRecipe, attach, find_sites
 from catome_adapters.architectures.find import find_candidates
@@ -109,4 +109,17 @@ def test_attention_to_every_sample_by_itself_is_no_site():
         "transformer_blocks.1",
     }
     with pytest.raises(ValueError, match=r"MochiTransformerBlock attends to every sample by itself"):
+        attach(network)
+
+
+def test_blocks_within_frames_and_over_them_are_no_sites():
+    network = LatteTransformer3DModel(
+        num_attention_heads=2, attention_head_dim=8, in_channels=4, patch_size=2, caption_channels=8
+    )
+    assert find_sites(network) == []
+    assert {candidate.name for candidate in find_candidates(network)} == {
+        "transformer_blocks.0",
+        "temporal_transformer_blocks.0",
+    }
+    with pytest.raises(ValueError, match=r"LatteTransformer3DModel attends within every frame and over frames"):
         attach(network)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.overrides import _get_current_function_mode_stack
 
-from catome_adapters import BlockLayout, PerToken, attach
+from catome_adapters import BlockLayout, PerToken, attach, patches
 from catome_adapters.hooks import attention
 from running import call, make_recipe
 from zoo.own_blocks import WIDTH, OwnSoftmax, Trunk
@@ -90,6 +90,14 @@ def test_rows_without_a_batch_need_a_shared_plan():
 def test_wrong_grid_is_refused():
     with pytest.raises(ValueError, match=r"stack\.0 got 64 tokens.*a grid of 8 x 9.*grid_of"):
         run_one(ENCODER, ENCODER.network(), grid_of=lambda arguments: (8, 9))
+
+
+def test_patch_of_another_number_of_sizes_is_refused_with_the_shape_of_the_image():
+    model = OWN_MODELS["Hugging Face ViT"]
+    with pytest.raises(
+        ValueError, match=r"pixel_values has shape \(2, 3, 8, 8\), .*3 sizes.*patch=\(1, 2, 2\): pass a"
+    ):
+        run_one(model, model.network(), grid_of=patches("pixel_values", (1, 2, 2)))
 
 
 def test_attention_outside_of_the_block_is_refused():
