@@ -95,7 +95,7 @@ def test_wrong_grid_is_refused():
 def test_patch_of_another_number_of_sizes_is_refused_with_the_shape_of_the_image():
     model = OWN_MODELS["Hugging Face ViT"]
     with pytest.raises(
-        ValueError, match=r"pixel_values has shape \(2, 3, 8, 8\), .*3 sizes.*patch=\(1, 2, 2\): pass a"
+        ValueError, match=r"pixel_values has shape \(2, 3, 8, 8\); .*3 sizes.*patch=\(1, 2, 2\): pass a"
     ):
         run_one(model, model.network(), grid_of=patches("pixel_values", (1, 2, 2)))
 
