@@ -17,6 +17,11 @@ from catome_adapters.sites.site import MergeSite, SkippedSite
 NETWORKS = ("unet", "transformer", "transformer_2")
 """What diffusers' pipelines call their denoisers."""
 
+WRAPPED = (
+    "it, its self-attention or its host is compiled as torch.compile(module), which hides the arguments of its calls: "
+    "call module.compile(), or compile_blocks(model), instead"
+)
+
 Candidates = list[MergeSite | SkippedSite]
 
 ARCHITECTURES: list[tuple[Callable[[nn.Module], bool], Callable[[Any], Candidates]]] = [
@@ -83,4 +88,10 @@ def _unwrapped(model: Any) -> Any:
 
 
 def _find(network: nn.Module) -> Candidates:
-    return next(find for recognizes, find in ARCHITECTURES if recognizes(network))(network)
+    candidates = next(find for recognizes, find in ARCHITECTURES if recognizes(network))(network)
+    return [SkippedSite(one.name, WRAPPED) if _is_wrapped(one, network) else one for one in candidates]
+
+
+def _is_wrapped(candidate: MergeSite | SkippedSite, network: nn.Module) -> bool:
+    around = (candidate.host, *candidate.attentions) if isinstance(candidate, MergeSite) else ()
+    return any(_unwrapped(part) is not part for part in (network.get_submodule(candidate.name), *around))

@@ -1,5 +1,6 @@
 """Regional compilation: equal blocks share their graphs, merged or not, and nothing else is compiled."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 
 from catome_adapters import MergeSite, attach, compile_blocks, find_sites
-from running import assert_close, make_recipe, run
+from running import assert_close, make_recipe, run, unet_recipe
 from zoo.architecture import Architecture
 from zoo.noise import noise, seeded
 from zoo.transformers import ARCHITECTURES
@@ -137,3 +138,34 @@ def test_options_reach_the_compiler():
     compile_blocks(unet, backend=lambda module, inputs: graphs.append(module) or module)
     SD.call(unet)
     assert graphs
+
+
+def wrap(network: nn.Module, kinds: tuple[str, ...]) -> nn.Module:
+    """The network with `torch.compile(module)` in the place of every module of these classes."""
+    for name, module in [*network.named_modules()]:
+        if type(module).__name__ in kinds:
+            network.set_submodule(name, torch.compile(module, backend="eager"))
+    return network
+
+
+WRAPPED = {
+    "block of a UNet": (sd_unet, ("BasicTransformerBlock",)),
+    "self-attention of a UNet": (sd_unet, ("Attention",)),
+    "block of Flux": (ARCHITECTURES["Flux"].network, ARCHITECTURES["Flux"].blocks),
+    "block of a ViT": (partial(timm.create_model, "test_vit"), ("Block",)),
+}
+
+
+@pytest.mark.parametrize("subject", WRAPPED)
+def test_what_torch_compile_has_wrapped_is_skipped_with_the_remedy(subject):
+    build, kinds = WRAPPED[subject]
+    with pytest.raises(ValueError, match=r"blocks\.0: it, its self-attention.*compile_blocks\(model\), instead"):
+        attach(wrap(build(), kinds))
+
+
+def test_blocks_within_a_wrapped_host_are_sites_once():
+    unet = wrap(sd_unet(), ("Transformer2DModel",))
+    with attach(unet, unet_recipe("keys")) as session:
+        assert len(session.sites) == len(find_sites(sd_unet()))
+        run(SD, unet, session, steps=[0])
+        assert session.summary().merged_fraction > 0
