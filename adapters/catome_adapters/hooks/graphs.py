@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any, ClassVar
+from weakref import finalize
 
 import torch
 
@@ -14,24 +15,34 @@ class RoomForGraphs:
 
     That is also room for the kinds of cells of a lattice at several sizes.
 
-    Dynamo gives up on code with more graphs than its `recompile_limit`, which is restored when the last one closes.
+    Dynamo gives up on code with more graphs than its `recompile_limit`, which is restored when the last one closes,
+    unless somebody else has changed it meanwhile.
+
+    Attributes:
+        remove: Closes it; safe to call again. A session that goes with its model, and that nobody has detached, closes
+            its own.
     """
 
     NEEDED = 2 * (len(LADDER) + 1) + 8
-    _open: ClassVar[list[RoomForGraphs]] = []
+    _open: ClassVar[int] = 0
     _before: ClassVar[int] = 0
+    _raised: ClassVar[int] = 0
 
     def __init__(self) -> None:
-        config: Any = torch._dynamo.config  # pyright: ignore[reportPrivateUsage]: the limit has no public name
-        if not self._open:
-            RoomForGraphs._before = config.recompile_limit
-            config.recompile_limit = max(config.recompile_limit, self.NEEDED)
-        self._open.append(self)
+        kind, config = RoomForGraphs, _dynamo_config()
+        if not kind._open:
+            kind._before, kind._raised = config.recompile_limit, max(config.recompile_limit, kind.NEEDED)
+            config.recompile_limit = kind._raised
+        kind._open += 1
+        self.remove = finalize(self, kind._close)
 
-    def remove(self) -> None:
-        """Close it; safe to call again."""
-        if self in self._open:
-            self._open.remove(self)
-            if not self._open:
-                config: Any = torch._dynamo.config  # pyright: ignore[reportPrivateUsage]
-                config.recompile_limit = self._before
+    @classmethod
+    def _close(cls) -> None:
+        cls._open -= 1
+        config = _dynamo_config()
+        if not cls._open and config.recompile_limit == cls._raised:
+            config.recompile_limit = cls._before
+
+
+def _dynamo_config() -> Any:
+    return torch._dynamo.config  # pyright: ignore[reportPrivateUsage]: the limit has no public name
