@@ -8,9 +8,12 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from catome_adapters.hooks.owner import HookOwner
-from catome_adapters.sites.call import Arguments
+from catome_adapters.sites.call import Arguments, Signature
 from catome_adapters.sites.site import MergeSite
 from catome_core import Lattice, MergePlan, NearField, attention_bias, gather_anchors, merge
+
+PROCESSORS = ("AttnProcessor", "AttnProcessor2_0", "SlicedAttnProcessor", "XFormersAttnProcessor")
+"""Those of diffusers that attend to whatever keys they are given. Others ignore them, or take them for text."""
 
 
 class AttentionNeeds(NamedTuple):
@@ -55,25 +58,34 @@ class ByArguments(HookOwner):
 
     def __init__(self, site: MergeSite, module: nn.Module, needs: AttentionNeeds) -> None:
         self.site, self.module, self.needs = site, module, needs
+        self.signature = Signature.of(module)
         self.anchors: Tensor | None = None
         self.projection: nn.Module | None = None
         self.handle: Any = None
         self.begin_step()
 
+    @property
+    def are_taken(self) -> bool:
+        """Whether attention takes these arguments with the processor that it has in this call."""
+        processor = getattr(self.module, "processor", None)
+        kind = type(processor)
+        of_diffusers = kind.__module__ == "diffusers.models.attention_processor"
+        return processor is None or (of_diffusers and kind.__name__ in PROCESSORS)
+
     def aware(
         self, call: Arguments, plan: MergePlan, needs: AttentionNeeds
     ) -> tuple[Arguments, tuple[AbstractContextManager[Any], ...]]:
         """The call with a bias and, if they merge, with the slots of its tokens as keys and values."""
-        args, kwargs = call
-        tokens: Tensor = args[0]
-        kwargs = kwargs | {"attention_mask": self._bias(tokens, plan, needs, kwargs.get("attention_mask"))}
+        tokens: Tensor = self.signature.read(call, next(iter(self.site.layout.attention_arguments), None))
+        bias = self._bias(tokens, plan, needs, self.signature.read(call, "attention_mask"))
+        call = self.signature.write(call, "attention_mask", bias)
         if not needs.merge_keys:
-            return (args, kwargs), ()
-        self._refuse_fused()
+            return call, ()
         anchors = gather_anchors(tokens, plan)
         if needs.lattice is not None:
-            return (args, kwargs | {"encoder_hidden_states": anchors}), ()
-        return (args, kwargs | {"encoder_hidden_states": merge(tokens, plan)}), (AnchorKeys(self, anchors),)
+            return self.signature.write(call, "encoder_hidden_states", anchors), ()
+        keys = merge(tokens, plan)
+        return self.signature.write(call, "encoder_hidden_states", keys), (AnchorKeys(self, anchors),)
 
     def begin_step(self) -> None:
         """Adapters such as LoRA put another module in the projection's place, so it is looked up before every step."""
@@ -92,14 +104,6 @@ class ByArguments(HookOwner):
 
     def _before_projection(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         return args if self.is_copy or self.anchors is None else (self.anchors, *args[1:])
-
-    def _refuse_fused(self) -> None:
-        # Not `fused_projections`: diffusers leaves it True when it unfuses.
-        if type(getattr(self.module, "processor", None)).__name__.startswith("Fused"):
-            raise ValueError(
-                f"{self.site.name} has fused projections, which take queries and keys from the same tokens; "
-                "call unfuse_qkv_projections(), or use scope='attention'"
-            )
 
     def _bias(self, tokens: Tensor, plan: MergePlan, needs: AttentionNeeds, mask: Tensor | None) -> Tensor | None:
         """What is added to the scores, (batch, 1, slots); None if there is nothing to add."""

@@ -143,7 +143,7 @@ class SelfAttention:
         """The call and the contexts that make attention aware of slots."""
         plan = plans.keys if self.sees_text else plans.tokens
         needs = self.needs if self.needs.lattice is None else needs_of_call(self.needs, self.state, self.site, plan)
-        if self.by_arguments is not None and needs.near is None:
+        if self.by_arguments is not None and needs.near is None and self.by_arguments.are_taken:
             return self.by_arguments.aware(call, plan, needs)
         options: dict[str, Any] = {"padded": needs.padded, "merge_keys": needs.merge_keys, "near": needs.near}
         options |= {"values": "mean" if needs.lattice is None else "anchor", "takes_mask": self.kernel.takes_mask}

@@ -47,7 +47,8 @@ class BlockLayout:
         per_token: The arguments with one row per token.
         shared: One plan serves the whole batch, since the rows of `per_token` have no batch dimension.
         takes_keys: Self-attention takes its keys as `encoder_hidden_states` and an additive bias of the scores as
-            `attention_mask`. False: its calls of `scaled_dot_product_attention` are intercepted.
+            `attention_mask`. False, or with a processor that is not one of diffusers' plain ones: its calls of
+            `scaled_dot_product_attention` are intercepted.
         feed_forward: Submodule names of the norm and the feed-forward, the feed-forward last; progressive merging
             happens before whichever runs first.
         refused: Scopes that do not work here, and why.

@@ -1,12 +1,9 @@
 """What changes a transformer: the same whether it comes before or after the session."""
 
-from collections.abc import Callable
-
 import pytest
 import torch
 from accelerate import cpu_offload
 from accelerate.hooks import AlignDevicesHook, ModelHook, add_hook_to_module, remove_hook_from_module
-from torch import nn
 
 from catome_adapters import MergeRecipe, attach
 from catome_core import Lattice
@@ -14,11 +11,6 @@ from changes import add_lora, fuse_projections, quantize
 from running import TOTAL, all_differ, assert_same, call, make_recipe, run, run_merged
 from zoo.packed_images import FLUX
 from zoo.transformers import ARCHITECTURES
-
-
-def skip_refused(name: str, change: Callable[[nn.Module], None], recipe: MergeRecipe) -> None:
-    if name == "PixArt" and change is fuse_projections and recipe.scope == "keys":
-        pytest.skip("refused: see test_keys_refuse_fused_projections_and_the_remedy_works")
 
 
 def offload(network) -> None:
@@ -57,7 +49,6 @@ CASES = [pytest.param(change, name, id=f"{change.__name__}-{name}") for change i
 
 @pytest.mark.parametrize(("change", "name"), CASES)
 def test_change_before_and_after_attach_is_the_same(recipe, change, name):
-    skip_refused(name, change, recipe)
     subject = ARCHITECTURES[name]
     before, after = subject.network(), subject.network()
     change(before)
@@ -86,7 +77,6 @@ def test_lattice_of_offloaded_weights_moves_on_as_ever(change):
 
 @pytest.mark.parametrize("name", FUSING)
 def test_fused_projections_give_the_same(recipe, name):
-    skip_refused(name, fuse_projections, recipe)
     subject = ARCHITECTURES[name]
     network = subject.network()
     expected = run_merged(subject, network, recipe)
