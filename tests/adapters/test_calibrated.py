@@ -127,6 +127,23 @@ def test_calibrated_recipe_travels_as_json(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["mine.json"]
 
 
+def test_recipes_that_are_equal_have_one_hash_in_any_order_of_their_sites():
+    recipe = CalibratedRecipe("a model", {"first": KEYS, "second": LATE_BLOCK, "third": KEYS})
+    back = CalibratedRecipe.from_json(recipe.to_json())
+    assert [*back.recipes] != [*recipe.recipes]
+    assert back == recipe and hash(back) == hash(recipe)
+
+
+@pytest.mark.parametrize("sites", [(["a"], ["b", "a"]), (["a", "a"], ["b"])])
+def test_a_site_with_two_recipes_in_a_file_is_refused_by_its_name(sites):
+    groups = [
+        {"sites": names, "recipe": json.loads(recipe.to_json())}
+        for names, recipe in zip(sites, (KEYS, LATE_BLOCK), strict=True)
+    ]
+    with pytest.raises(ValueError, match=r"recipes\[[01]\]\.sites names a again; expected it once"):
+        CalibratedRecipe.from_json(json.dumps({"model": "a model", "recipes": groups}))
+
+
 @pytest.mark.parametrize(
     ("change", "error", "expected"),
     [

@@ -55,7 +55,7 @@ class CalibratedRecipe:
             checks.instance(f"recipes[{name!r}]", recipe, MergeRecipe, "a MergeRecipe")
 
     def __hash__(self) -> int:
-        return hash((self.model, *self.recipes.items()))
+        return hash((self.model, frozenset(self.recipes.items())))
 
     def grouped(self) -> dict[MergeRecipe, list[str]]:
         """The names of the sites, by the recipe that they share."""
@@ -89,13 +89,20 @@ class CalibratedRecipe:
         """The recipe that `to_json` wrote; errors name the path of the field, such as `recipes[0].recipe.scope`.
 
         Raises:
-            ValueError: If the text is not JSON, a field is missing, or a value is out of range.
+            ValueError: If the text is not JSON, a field is missing, a value is out of range, or a site has two recipes.
             TypeError: If a field is unknown, or a value has another type.
         """
         values = checks.fields_of(cls, json.loads(text), "", required=("model", "recipes"))
         groups = checks.instance("recipes", values["recipes"], list, "a list of sites and their recipe")
-        recipes = [pair for number, group in enumerate(groups) for pair in _recipes_of(group, f"recipes[{number}]")]
-        return cls(values["model"], dict(recipes), values.get("fit", {}))
+        recipes: dict[str, MergeRecipe] = {}
+        for number, group in enumerate(groups):
+            for name, recipe in _recipes_of(group, f"recipes[{number}]"):
+                if name in recipes:
+                    raise ValueError(
+                        f"recipes[{number}].sites names {name} again; expected it once: remove one of them"
+                    )
+                recipes[name] = recipe
+        return cls(values["model"], recipes, values.get("fit", {}))
 
     def save(self, path: str | Path) -> None:
         """Write the recipe to a file as JSON; a file that is there is replaced, as a whole or not at all.
