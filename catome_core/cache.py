@@ -12,7 +12,7 @@ from catome_core.calls import CallMemory, has_values, refuse_jit_trace
 from catome_core.capacity import LADDER, count_demand, fit_capacity
 from catome_core.grid import TokenGrid, next_offsets
 from catome_core.matching import Match, check_tokens
-from catome_core.planning import MergePlan, PlanIndex, count_overflow
+from catome_core.planning import MergePlan, count_overflow
 from catome_core.policy import AdaptiveMerge
 from catome_core.recompute import copy_plan, offsets_at_first, recompute
 from catome_core.storage import PlanKey, PlanStorage
@@ -37,7 +37,8 @@ class PairCache(nn.Module):
         key: What the stored plan is valid for (batch, grid, device, dtype); None before the first.
         has_plan: Whether a plan is stored.
         is_identity: Whether no plan at the capacity in use merges anything, so that merging can be left out.
-        borrowed: Whether compiled code had to allocate the memory, and `own_memory` is to be called.
+        borrowed: Whether compiled code had to allocate the memory: then `own_memory` must be called, as `begin_step` and eager
+            calls do. Otherwise compiled code could not update what inference mode allocated outside it.
 
     Raises:
         ValueError: If the policy draws random destinations and there is no generator.
@@ -78,6 +79,7 @@ class PairCache(nn.Module):
         if torch.compiler.is_compiling():
             return _plan(self, tokens, grid, trim=False)
         refuse_jit_trace()
+        self.own_memory()
         return self.calls.decide(tokens, lambda: _plan(self, tokens, grid, trim), "the cache")
 
     def begin_step(self, checkpoint: bool) -> None:
@@ -94,7 +96,7 @@ class PairCache(nn.Module):
     def plan(self) -> MergePlan:
         """The stored plan, as views of static memory."""
         _stored_grid(self)
-        return _read(self.storage)
+        return self.storage.read()
 
     def match(self) -> Match:
         """The match of the last recompute, from which `fit` rebuilds the plan."""
@@ -117,6 +119,7 @@ class PairCache(nn.Module):
     def set_capacity(self, capacity: float | None) -> None:
         """Rebuild the stored plan at this capacity, and keep to it until `reset` or `allocate`."""
         grid = _stored_grid(self)
+        self.own_memory()
         self.has_plan = False
         self.capacity, self.is_identity = capacity, self.policy.is_identity(grid, capacity)
         if self.storage.slots != grid.slots(capacity):
@@ -145,15 +148,9 @@ class PairCache(nn.Module):
 
     def reset(self) -> None:
         """Forget the plan and the fitted capacity; the next call recomputes. Random destinations start over."""
+        self.own_memory()
         self.refresh = True
         _forget(self, self.key)
-
-
-def _read(storage: PlanStorage) -> MergePlan:
-    """The stored plan, as views of its memory."""
-    slots, batch = storage.slots, len(storage.inverse) // storage.slot.shape[1]
-    route = PlanIndex(storage.rows, storage.offsets[: batch * slots], storage.inverse)
-    return MergePlan(storage.slot, storage.size[:, :slots], storage.anchor[:, :slots], route)
 
 
 def _plan(cache: PairCache, tokens: Tensor, grid: TokenGrid, trim: bool) -> MergePlan:
@@ -172,7 +169,7 @@ def _plan(cache: PairCache, tokens: Tensor, grid: TokenGrid, trim: bool) -> Merg
         storage.write_match(new.match, new.destinations)
         storage.write(new.plan)
         cache.has_plan = True
-    plan = _read(storage)
+    plan = storage.read()
     return copy_plan(plan) if torch.is_grad_enabled() else plan
 
 

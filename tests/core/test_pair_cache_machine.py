@@ -237,6 +237,21 @@ def test_a_plan_made_in_inference_mode_serves_and_gives_way_outside_it():
     cache.fit()
 
 
+@pytest.mark.usefixtures("fresh_compiler")
+@pytest.mark.parametrize("after", ["begin_step", "call", "reset", "set_capacity", "fit"])
+def test_memory_that_compiled_inference_mode_made_serves_and_gives_way_outside_it(after):
+    cache = PairCache(AdaptiveMerge(threshold=0.2))
+    compiled = torch.compile(cache, fullgraph=True, backend="eager")
+    with torch.inference_mode():
+        compiled(some_tokens(0, GRID), GRID)
+    args = {"begin_step": [True], "set_capacity": [0.5]}
+    if after != "call":
+        getattr(cache, after)(*args.get(after, []))
+    tokens = some_tokens(1, GRID)
+    plan = (cache if after == "call" else compiled)(tokens, GRID)
+    assert same(plan, cache.policy.plan(cache.policy.match(tokens, GRID), GRID, cache.capacity))
+
+
 def test_planning_takes_no_part_in_the_graph_of_gradients():
     tokens = some_tokens(0, GRID).requires_grad_()
     cache = PairCache(AdaptiveMerge(threshold=0.2))
