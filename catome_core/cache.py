@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from catome_core import checks
 from catome_core.calls import CallMemory, has_values, refuse_jit_trace
 from catome_core.capacity import LADDER, count_demand, fit_capacity
 from catome_core.grid import TokenGrid, next_offsets
@@ -37,11 +38,12 @@ class PairCache(nn.Module):
         key: What the stored plan is valid for (batch, grid, device, dtype); None before the first.
         has_plan: Whether a plan is stored.
         is_identity: Whether no plan at the capacity in use merges anything, so that merging can be left out.
-        borrowed: Whether compiled code had to allocate the memory: then `own_memory` must be called, as `begin_step` and eager
-            calls do. Otherwise compiled code could not update what inference mode allocated outside it.
+        borrowed: Whether compiled code had to allocate the memory, and `own_memory` or `begin_step` is to be called:
+            what it allocates in inference mode, it cannot update outside.
 
     Raises:
-        ValueError: If the policy draws random destinations and there is no generator.
+        TypeError: If a capacity is not a number.
+        ValueError: If one is not from 0 to 1, or the policy draws random destinations and there is no generator.
         RuntimeError: If `plan`, `demand`, `overflow`, `fit` or `set_capacity` is called and no plan is stored.
 
     Examples:
@@ -118,7 +120,7 @@ class PairCache(nn.Module):
 
     def set_capacity(self, capacity: float | None) -> None:
         """Rebuild the stored plan at this capacity, and keep to it until `reset` or `allocate`."""
-        grid = _stored_grid(self)
+        grid, capacity = _stored_grid(self), checks.capacity(capacity)
         self.own_memory()
         self.has_plan = False
         self.capacity, self.is_identity = capacity, self.policy.is_identity(grid, capacity)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from catome_core import checks
 from catome_core.grid import TokenGrid
 from catome_core.matching import Match
 from catome_core.planning import count_unmergeable
@@ -71,6 +72,8 @@ def fit_capacity(caches: Sequence[FittedCache], ladder: Sequence[float] = LADDER
         By grid, the smallest rung of `ladder` at which no sample overflows; without one, room for every source.
 
     Raises:
+        TypeError: If `ladder` is not a sequence of numbers.
+        ValueError: If one is not from 0 to 1.
         RuntimeError: If a cache holds no plan.
 
     Examples:
@@ -80,6 +83,8 @@ def fit_capacity(caches: Sequence[FittedCache], ladder: Sequence[float] = LADDER
         >>> list(fit_capacity(caches, ladder=(0, 1 / 2)).values())
         [0.0]
     """
+    expected = "fractions of the tokens from 0 to 1, such as (0, 0.25, 0.5)"
+    ladder = checks.numbers("ladder", ladder, expected, least=0, most=1)
     if not caches:
         return {}
     read: list[int] = torch.stack([cache.demand() for cache in caches]).tolist()

@@ -53,6 +53,12 @@ def numbers(
     return _convert(name, value, items(name, value, expected, lengths), expected, _to_float, least, most)
 
 
+def capacity(value: object) -> float | None:
+    """Kept slots as a fraction of the tokens; None means one for every source."""
+    expected = "a fraction of the tokens from 0 to 1, or None: a slot for every source"
+    return None if value is None else number("capacity", value, expected, least=0, most=1)
+
+
 def flag(name: str, value: object) -> bool:
     """True or False."""
     return instance(name, value, bool, "True or False")

@@ -136,6 +136,7 @@ def count_overflow(
         >>> count_overflow(match, TokenGrid((1, 4)), threshold=0.95, capacity=0.25)
         tensor([1])
     """
+    threshold, capacity = check_policy(threshold, capacity)
     return (count_unmergeable(match, threshold) - grid.kept(capacity)).clamp_min(0)
 
 
@@ -189,11 +190,8 @@ def _check(match: Match, grid: TokenGrid, threshold: float, capacity: float | No
         )
 
 
-def check_policy(threshold: float, capacity: float | None, spare: str) -> tuple[float, float | None]:
+def check_policy(threshold: float, capacity: float | None, spare: str = "pad") -> tuple[float, float | None]:
     """Threshold and capacity as numbers; TypeError or ValueError unless all three are what they should be."""
-    threshold = checks.number("threshold", threshold, "a cosine similarity, such as 0.7, and not below -1", least=-1)
-    if capacity is not None:
-        expected = "a fraction of the tokens from 0 to 1, or None: a slot for every source"
-        capacity = checks.number("capacity", capacity, expected, least=0, most=1)
     checks.one_of("spare", spare, ("pad", "fill"))
-    return threshold, capacity
+    expected = "a cosine similarity, such as 0.7, and not below -1"
+    return checks.number("threshold", threshold, expected, least=-1), checks.capacity(capacity)

@@ -13,6 +13,7 @@ from catome_core import (
     MergedBlock,
     PairCache,
     TokenGrid,
+    count_overflow,
     gather_anchors,
     jaccard_distance,
     match_tokens,
@@ -33,6 +34,10 @@ OTHER_PLAN = FULL(torch.ones(2, 16, 3), TokenGrid((4, 4)))
 
 def plan(**changes):
     return plan_merge(Match(zeros(1, 12), zeros(1, 12, dtype=torch.int64)), GRID, **{"threshold": 0.5, **changes})
+
+
+def overflow(**changes):
+    return count_overflow(Match(zeros(1, 12), zeros(1, 12, dtype=torch.int64)), GRID, **{"threshold": 0.5, **changes})
 
 
 def masked_block():
@@ -60,6 +65,8 @@ ERRORS: dict[str, tuple[Callable[[], object], str, str]] = {
     "capacity negative": (lambda: plan(capacity=-0.1), "capacity is -0.1", CAPACITIES),
     "capacity above one": (lambda: plan(capacity=1.5), "capacity is 1.5", CAPACITIES),
     "capacity NaN": (lambda: plan(capacity=NAN), "capacity is nan", CAPACITIES),
+    "capacity negative, overflow": (lambda: overflow(capacity=-3), "capacity is -3", CAPACITIES),
+    "threshold NaN, overflow": (lambda: overflow(threshold=NAN), "threshold is nan", "cosine similarity"),
     "spare unknown": (lambda: plan(spare="drop"), "'drop'", "'pad'.*'fill'"),
     "match of another grid": (
         lambda: plan_merge(Match(zeros(1, 11), zeros(1, 11).long()), GRID, threshold=0.5),
@@ -137,6 +144,24 @@ def test_a_cache_without_a_plan_says_so(name, before):
         cache.reset() if "reset" in before else cache.allocate(2, GRID)
     with pytest.raises(RuntimeError, match="no plan; call it with tokens first"):
         getattr(cache, name)(*([0.5] if name == "set_capacity" else []))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("set_capacity", value) for value in (2.0, -0.5, "0.5", NAN, True)),
+        *(("fit", value) for value in (0.5, (25, 50), ("a",), (-1,), (NAN,))),
+    ],
+)
+def test_a_refused_capacity_changes_nothing(name, value):
+    """All of them are refused, rung by rung too, before anything is rebuilt."""
+    cache = PairCache(FULL)
+    before, tokens = cache(zeros(2, 17, 3), GRID).clone(), torch.ones(2, 17, 3)
+    with pytest.raises((TypeError, ValueError), match=r"(capacity|ladder) is .*from 0 to 1"):
+        getattr(cache, name)(value)
+    cache.refresh = False
+    assert cache.capacity is None
+    assert all(map(torch.equal, cache(tokens, GRID)[:3], before[:3]))
 
 
 def test_a_plan_without_padding_needs_no_mask():
