@@ -27,8 +27,8 @@ class MergedBlock(nn.Module):
     intercepted. A mask that the caller passes for the tokens becomes the mask of the anchors there. Where a tensor that
     the caller passes has as many rows as there are slots, such as text to attend to, padding tells them apart.
 
-    Every `nn.TransformerEncoderLayer` in the block keeps a hook that does nothing: compiled, a layer without hooks is a
-    single kernel, which cannot be intercepted.
+    Every `nn.TransformerEncoderLayer` in the block keeps a hook that does nothing, and every `nn.TransformerEncoder` no
+    longer makes nested tensors: the kernels that compute a whole layer cannot be intercepted.
 
     Args:
         block: The module; its first argument and its result are (batch, tokens, channels).
@@ -126,8 +126,12 @@ def _tell_apart(plan: MergePlan, given: tuple[Any, ...]) -> MergePlan:
 
 
 def _disable_fast_path(block: nn.Module) -> None:
-    """Compiled, an encoder layer without hooks is a single kernel, which cannot be intercepted: give it a hook."""
+    """Kernels that compute a whole encoder layer cannot be intercepted."""
     for module in block.modules():
+        if isinstance(module, nn.TransformerEncoder):
+            # With a mask, it would make nested tensors for them, of the tokens before the merge.
+            module.use_nested_tensor = False
+        # Compiled, a layer without hooks is a single kernel.
         # Torch has no public way to look for hooks.
         if isinstance(module, nn.TransformerEncoderLayer) and not module._forward_pre_hooks:  # pyright: ignore[reportPrivateUsage]
             module.register_forward_pre_hook(_do_nothing)

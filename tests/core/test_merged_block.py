@@ -27,6 +27,10 @@ def encoder_layer() -> nn.Module:
         return nn.TransformerEncoderLayer(WIDTH, 2, 32, batch_first=True).eval()
 
 
+def encoder() -> nn.Module:
+    return nn.TransformerEncoder(encoder_layer(), 2)
+
+
 def flat_tokens() -> Tensor:
     image = noise(2, WIDTH, 4, 4).repeat_interleave(2, -1).repeat_interleave(2, -2)
     return image.flatten(2).mT
@@ -63,8 +67,9 @@ def test_wrapped_block_compiles_to_two_graphs(block):
     assert counter.frame_count == 2
 
 
-def test_mask_for_the_tokens_becomes_that_of_the_anchors():
-    module, tokens = encoder_layer(), flat_tokens()
+@pytest.mark.parametrize("block", [encoder_layer, encoder])
+def test_mask_for_the_tokens_becomes_that_of_the_anchors(block):
+    module, tokens = block().eval(), flat_tokens()
     hidden = (torch.arange(64) // 16 == 3).expand(2, -1)  # the last row of cells
     merged = wrapped(module, AdaptiveMerge(0.9999), proportional=True, residual=False)
     result = merged(tokens, src_key_padding_mask=hidden)
