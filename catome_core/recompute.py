@@ -44,7 +44,7 @@ def recompute(
 ) -> Recomputed:
     """Match and plan; no gradient flows. To `trim`, one number is read from the device."""
     destinations = choose_destinations(grid, offsets)
-    match = policy.match(tokens.detach(), grid, destinations)
+    match = policy.match(tokens, grid, destinations)
     # With "fill" there is no padding, and without a capacity nothing merges.
     if trim and capacity is None and policy.spare == "pad" and not is_captured(tokens):
         capacity = choose_rung(LADDER, int(count_demand(match, policy.threshold)), grid)

@@ -46,8 +46,8 @@ class LiveBytes(TorchDispatchMode):
             self.live -= size
 
 
-def peak_of_matching(batch, grid, channels, **options):
-    tokens = torch.randn(batch, grid.tokens, channels)
+def peak_of_matching(batch, grid, channels, requires_grad=False, **options):
+    tokens = torch.randn(batch, grid.tokens, channels, requires_grad=requires_grad)
     with LiveBytes() as counted:
         match_tokens(tokens, grid, **options)
     return counted.peak
@@ -81,6 +81,12 @@ def test_live_bytes_are_counted():
 def test_extra_memory_stays_below_a_constant(batch, grid, channels, radius, shared):
     few = 8 * NUMBERS_PER_TOKEN * batch * grid.tokens
     assert peak_of_matching(batch, grid, channels, radius=radius, shared=shared) < 64 * MIB + few
+
+
+@pytest.mark.parametrize("radius", [None, 1])
+def test_matching_records_no_graph_of_gradients(radius):
+    one = (1, TokenGrid((32, 32)), 320)
+    assert peak_of_matching(*one, requires_grad=True, radius=radius) == peak_of_matching(*one, radius=radius)
 
 
 def test_a_video_of_75600_tokens_needs_less_than_two_gigabytes_input_included():
