@@ -116,5 +116,6 @@ class PlanStorage(nn.Module):
         """A cast of the module must not round the score, which stays float32."""
         score = self.score
         super()._apply(fn, recurse)
-        self.score = score.to(self.slot.device)
+        if self.score.dtype != score.dtype:
+            self.score = score.to(self.slot.device)
         return self

@@ -226,6 +226,14 @@ def test_casting_the_model_does_not_round_the_stored_match(dtype):
     assert torch.equal(cache.match().score, cache.policy.match(tokens, GRID).score)
 
 
+def test_a_cache_that_was_built_without_memory_serves_once_it_has_some():
+    with torch.device("meta"):
+        cache = PairCache(AdaptiveMerge(threshold=0.2))
+    cache.to_empty(device="cpu")
+    tokens = some_tokens(0, GRID)
+    assert same(cache(tokens, GRID), cache.policy(tokens, GRID))
+
+
 def test_a_plan_made_in_inference_mode_serves_and_gives_way_outside_it():
     cache = PairCache(AdaptiveMerge(threshold=0.2))
     with torch.inference_mode():
