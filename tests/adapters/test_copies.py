@@ -14,7 +14,7 @@ from probes import anatomy
 from running import SCOPES, make_recipe, progressive_recipe
 from zoo.transformers import ARCHITECTURES
 from zoo.unet_pipelines import class_pipeline, draw
-from zoo.vits import VITS
+from zoo.vits import VITS, images
 
 pytestmark = pytest.mark.usefixtures("without_gradients")
 
@@ -54,6 +54,8 @@ def test_a_copy_of_a_vit_does_not_merge(make_copy):
     with attach(network, progressive_recipe(0.4)):
         twin = make_copy(network)
     assert torch.equal(model.call(twin), unmerged)
+    assert len(twin.forward_intermediates(images(), intermediates_only=True)) == 3
+    assert vars(twin).keys() == vars(network).keys()
 
 
 def test_while_attached_a_self_attention_has_a_class_of_the_same_name():

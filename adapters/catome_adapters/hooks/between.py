@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
@@ -13,7 +13,7 @@ from torch import nn
 from catome_adapters.hooks.owner import HookOwner
 from catome_adapters.sites.call import Arguments, BlockCall, Signature
 from catome_adapters.sites.site import MergeSite
-from catome_adapters.steps.observe import ObservedMethod
+from catome_adapters.steps.observe import MethodObserver
 
 ADDED = re.compile("controlnet|control_hidden_states|face_pixel_values")
 """In the names of arguments that networks add to the tokens between blocks: of ControlNets, Wan-VACE, Wan-Animate."""
@@ -55,18 +55,20 @@ class Between(HookOwner):
         self.host, self.network = self.site.host, self.site.caller
         self.names = Signature.of(self.host).names
         self.handle: Any = None
+        self.intermediates: IntermediatesObserver | None = None
         if self.is_single:
             return
         self.handle = self.host.register_forward_pre_hook(self._refuse_additions, with_kwargs=True)
         if hasattr(self.network, "forward_intermediates"):
-            refusal = ObservedMethod(self.network, "forward_intermediates", self._refuse_intermediates)
-            vars(self.network)["forward_intermediates"] = refusal
+            self.intermediates = IntermediatesObserver.subscribe(self.network, self)
 
     def remove(self) -> None:
         """Remove everything; safe to call again."""
         if not self.is_single:
             self.handle.remove()
-            vars(self.network).pop("forward_intermediates", None)
+        if self.intermediates is not None:
+            self.intermediates.unsubscribe(self)
+            self.intermediates = None
 
     def refuse_checkpointing(self) -> None:
         """Before the first block.
@@ -91,11 +93,20 @@ class Between(HookOwner):
                 f"{type(self.host).__name__} adds {added[0]} there: use segment=1"
             )
 
-    def _refuse_intermediates(self, *call: Any, **kwargs: Any) -> None:
+
+class IntermediatesObserver(MethodObserver[Between]):
+    """Refuses `forward_intermediates` of a network while it has segments, whichever session they belong to."""
+
+    attribute = "catome_intermediates"
+
+    def _calls(self) -> Mapping[str, Callable[..., Any]]:
+        return {"forward_intermediates": self._refuse}
+
+    def _refuse(self, *call: Any, **kwargs: Any) -> NoReturn:
         raise ValueError(
-            f"forward_intermediates of {type(self.network).__name__} was called, and between its blocks tokens are "
-            f'merged ({self.site.name}): use RECIPES["vit"], which gives every block\'s tokens their length back, or '
-            "forward_features"
+            f"forward_intermediates of {type(self.owner).__name__} was called, and between its blocks tokens are "
+            f'merged ({self.subscribers[0].site.name}): use RECIPES["vit"], which gives every block\'s tokens their '
+            "length back, or forward_features"
         )
 
 

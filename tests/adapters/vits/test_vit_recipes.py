@@ -58,6 +58,19 @@ def test_segment_closes_the_features_between_its_blocks_until_detach(vit, networ
     assert len(network.forward_intermediates(images(), intermediates_only=True)) == 3
 
 
+@pytest.mark.parametrize("first", [0, 1])
+def test_features_between_blocks_stay_closed_until_the_last_session_with_a_segment_is_detached(first):
+    network = VITS["ViT"].network(depth=4)
+    before, sites, recipe = anatomy(network), find_sites(network), vit_recipe("block", segment=2)
+    sessions = [attach(network, recipe, sites=some) for some in (sites[:2], sites[2:])]
+    sessions.pop(first).detach()
+    with pytest.raises(ValueError, match=rf"tokens are merged \(blocks.{(2, 0)[first]} to"):
+        network.forward_intermediates(images())
+    sessions.pop().detach()
+    assert len(network.forward_intermediates(images(), intermediates_only=True)) == 4
+    assert anatomy(network) == before
+
+
 def test_a_model_without_steps_is_predicted_to_match_in_every_call_whatever_the_schedule(monkeypatch):
     # Here matching costs what it costs: see conftest.py.
     monkeypatch.undo()
