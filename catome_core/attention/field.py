@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from math import ceil, prod
 from typing import NamedTuple
+
+import torch
 
 from catome_core import checks
 from catome_core.grid import TokenGrid
@@ -71,10 +74,7 @@ class NearField:
     @property
     def axes(self) -> list[Axis]:
         """The dimensions of the grid, cut into tiles."""
-        tile = self.tile or max(1, min(LARGEST_TILE, max(self.grid.shape[-2:]) // 4))
-        sides = [max(1, tile // 4), tile, tile][-len(self.grid.shape) :]
-        lengths = zip(self.grid.shape, self.grid.strides, sides, strict=True)
-        return [Axis.cut(length, stride, _even(length, stride, side), self.near) for length, stride, side in lengths]
+        return list(_cut(self).axes)
 
     @property
     def tokens(self) -> int:
@@ -117,16 +117,7 @@ class NearField:
             >>> NearField(TokenGrid((64, 64)), near=1, front=77).parts
             [KeyPart(groups=16, keys=477), KeyPart(groups=4, keys=704), KeyPart(groups=16, keys=220)]
         """
-        axes = self.axes
-        near = prod([min(axis.window * axis.stride, axis.length) for axis in axes])
-        parts = [KeyPart(self.tiles, self.outside + near)]
-        for number, axis in enumerate(axes):
-            if axis.window < axis.cells:
-                before, after = axes[:number], axes[number + 1 :]
-                past = axis.cells - axis.window
-                keys = prod([one.window for one in before]) * past * prod([one.cells for one in after])
-                parts.append(KeyPart(prod([one.tiles for one in (*before, axis)]), keys))
-        return parts
+        return list(_cut(self).parts)
 
     @property
     def has_whole_cells(self) -> bool:
@@ -137,6 +128,37 @@ class NearField:
     def covers_grid(self) -> bool:
         """Whether every query sees every token."""
         return all(axis.window == axis.cells for axis in self.axes)
+
+
+class _Cut(NamedTuple):
+    """A field's axes and parts."""
+
+    axes: tuple[Axis, ...]
+    parts: tuple[KeyPart, ...]
+
+
+def _cut(field: NearField) -> _Cut:
+    """Worked out in compiled code, where it is done once, else kept from call to call."""
+    return _work_out(field) if torch.compiler.is_compiling() else _kept(field)
+
+
+def _work_out(field: NearField) -> _Cut:
+    grid, tile = field.grid, field.tile or max(1, min(LARGEST_TILE, max(field.grid.shape[-2:]) // 4))
+    sides = [max(1, tile // 4), tile, tile][-len(grid.shape) :]
+    lengths = zip(grid.shape, grid.strides, sides, strict=True)
+    axes = [Axis.cut(length, stride, _even(length, stride, side), field.near) for length, stride, side in lengths]
+    near = prod([min(axis.window * axis.stride, axis.length) for axis in axes])
+    parts = [KeyPart(prod([axis.tiles for axis in axes]), field.outside + near)]
+    for number, axis in enumerate(axes):
+        if axis.window < axis.cells:
+            before, after = axes[:number], axes[number + 1 :]
+            past = axis.cells - axis.window
+            keys = prod([one.window for one in before]) * past * prod([one.cells for one in after])
+            parts.append(KeyPart(prod([one.tiles for one in (*before, axis)]), keys))
+    return _Cut(tuple(axes), tuple(parts))
+
+
+_kept = lru_cache(maxsize=64)(_work_out)
 
 
 def _even(length: int, stride: int, side: int) -> int:

@@ -22,6 +22,7 @@ from catome_core import (
     attend_near_and_far,
     choose_destinations,
     extend,
+    tiles,
 )
 from catome_core.attention.tables import index_field
 from near_fields import BATCH, CHANNELS, HEADS, TOLERANCE, scenes, weighted
@@ -83,6 +84,16 @@ def test_near_field_that_covers_the_grid_is_full_attention(scene):
     call = scene.call()
     assert field.covers_grid and field.keys == field.tokens
     assert torch.equal(attend_near_and_far(call, scene.anchors, field), scaled_dot_product_attention(**call))
+
+
+def test_tiles_of_a_field_are_worked_out_once():
+    """Models make the field anew in every call."""
+    grid, query = TokenGrid((20, 26)), torch.zeros(1, 1, 20 * 26, 8)
+    with patch.object(tiles.Axis, "cut", wraps=tiles.Axis.cut) as cut:
+        for _ in range(3):
+            call = {"query": query, "key": query, "value": query}
+            attend_near_and_far(call, choose_destinations(grid), NearField(grid, tile=6))
+    assert cut.call_count == 2
 
 
 @given(scenes(), st.sampled_from(["row", "bool row", "rows", "heads"]), either)
