@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Container, Sequence
+from collections import Counter
+from collections.abc import Callable, Container, Hashable, Sequence
 from typing import Any
 
 import torch
@@ -39,6 +40,7 @@ class Run:
         self.memory, self.merge_values = _by_policy(settings.recipe)
         self.step, self.merging, self.replaced = -1, False, ()
         self.blocks: dict[Any, int] = {}
+        self.calls: Counter[Hashable] = Counter()
         self.sizes: dict[int, bool] = {}
         self.looked = False
 
@@ -56,6 +58,7 @@ class Run:
             self.step = step
         self.merging = self.last < sigma <= self.first
         self.replaced = replaced
+        self.calls.clear()
 
     def look(self) -> None:
         """After the first step in which tokens should merge: a warning, if none could."""
@@ -80,7 +83,7 @@ class Run:
         grid = self._grid(q, k, v, extra)
         if grid is None or place in self.replaced or place[:2] in self.replaced:
             return q, k, v
-        conds = [*zip(extra["uuids"], extra["cond_or_uncond"], strict=True)]
+        conds = [self._numbered(block, *cond) for cond in zip(extra["uuids"], extra["cond_or_uncond"], strict=True)]
         plans = self.memory.plans(block, k, grid, conds)
         if not plans:
             return q, k, v
@@ -90,6 +93,11 @@ class Run:
         merged = in_parts(merge, k, plans)
         q, v = (merged if one is k else in_parts(merge, one, plans) for one in (q, v))
         return q, merged, v
+
+    def _numbered(self, block: int, *cond: Hashable) -> Hashable:
+        """The cond with the number of this call in the evaluation, since other nodes may draw it tile by tile."""
+        self.calls[block, cond] += 1
+        return *cond, self.calls[block, cond]
 
     def _grid(self, q: Tensor, k: Tensor, v: Tensor, extra: dict[str, Any]) -> TokenGrid | None:
         """The layout of the tokens; None if they are few, or if another patch has changed them."""

@@ -215,13 +215,34 @@ def test_tokens_that_merge_are_a_slot_and_get_its_result(model):
     assert len(nearest.indices.unique()) == TOKENS // 2
 
 
-def test_pairs_are_reused_between_checkpoints(model):
-    """The tokens that are left as keys: which of the queries they are."""
+def anchors(model: ModelPatcher) -> list[Tensor]:
+    """The tokens that are left as keys in every call: which of the queries they are."""
     with record(first_block(model).attn1.to_k) as keys, record(first_block(model).attn1.to_q) as queries:
-        draw(patch(model, recipe="keys", share="1/2"))
-    anchors = [farthest(q[0], k[0]).argmin(0) for q, k in zip(queries, keys, strict=True)]
-    reused = [step for step, (before, now) in enumerate(pairwise(anchors), 1) if torch.equal(before, now)]
-    assert reused == [REUSE]
+        draw(patch(model, recipe="keys", share="1/2", min_tokens=4))
+    return [farthest(q[0], k[0]).argmin(0) for q, k in zip(queries, keys, strict=True)]
+
+
+def reused(steps: list[Tensor]) -> list[int]:
+    return [step for step, (before, now) in enumerate(pairwise(steps), 1) if torch.equal(before, now)]
+
+
+def test_pairs_are_reused_between_checkpoints(model):
+    assert reused(anchors(model)) == [REUSE]
+
+
+class Tiled(UNet):
+    """What other nodes make of a network: it draws the left half, then the right one."""
+
+    def forward(self, x: Tensor, *args) -> Tensor:
+        return torch.cat([super(Tiled, self).forward(tile, *args) for tile in x.chunk(2, -1)], -1)
+
+
+def test_tiles_that_are_drawn_one_after_the_other_have_pairs_of_their_own():
+    torch.manual_seed(0)
+    tiles = anchors(ModelPatcher(Tiled().eval()))
+    left, right = tiles[::2], tiles[1::2]
+    assert reused(left) == reused(right) == [REUSE]
+    assert not any(torch.equal(*pair) for pair in zip(left, right, strict=True))
 
 
 def test_capacity_is_read_from_the_device_after_checkpoints_only(model, monkeypatch):
