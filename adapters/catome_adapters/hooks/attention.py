@@ -3,29 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from functools import cache
 from typing import Any, ClassVar, Protocol
 
-import torch
 from torch import Tensor, nn
 
 from catome_adapters.hooks.arguments import AttentionNeeds, ByArguments
 from catome_adapters.hooks.backend import kernel_for
+from catome_adapters.hooks.contexts import Contexts, run_within
 from catome_adapters.hooks.failures import explain_failure, refuse_uncalled
 from catome_adapters.hooks.forward import ForwardState
 from catome_adapters.hooks.lattices import needs_of_call
-from catome_adapters.hooks.substitutes import find_substitutes
+from catome_adapters.hooks.substitutes import find_substitutes, skips_attention
 from catome_adapters.sites.call import Arguments, Signature, gather_rows
 from catome_adapters.sites.plans import BlockPlans
 from catome_adapters.sites.site import MergeSite
 from catome_core import InterceptAttention, merge, unmerge
-
-# torch has no public way to see how many function modes are open, or to close one from outside.
-_count_function_modes: Callable[[], int] = torch._C._len_torch_function_stack  # pyright: ignore[reportPrivateUsage]
-_pop_function_mode: Callable[[], object] = torch._C._pop_torch_function_stack  # pyright: ignore[reportPrivateUsage]
-
-Contexts = tuple[AbstractContextManager[Any], ...]
 
 
 class AttentionScope(Protocol):
@@ -100,7 +93,8 @@ class SelfAttention:
         """Call the module as the scope requires."""
         state = self.state
         state.attended = True
-        if not state.active:
+        # What diffusers skips returns its tokens or values: all of them, which fewer keys would not fit.
+        if not state.active or skips_attention(self.module):
             returned = forward(*args, **kwargs)
             if self.on_output is not None and state.match_output:
                 self.on_output(self._block_tokens(returned))
@@ -177,23 +171,3 @@ class SelfAttention:
         # What a cache over steps returns was computed in an earlier step, merged or not.
         if context.projected or not find_substitutes(self.module):
             refuse_uncalled(self.site, self.module, context.length)
-
-
-def run_within(contexts: Contexts, forward: Callable[..., Any], call: Arguments) -> Any:
-    """Call `forward` with all contexts open, the first outermost; afterwards no function mode of theirs is left."""
-    if not contexts or torch.compiler.is_compiling():
-        return _nest(contexts, forward, call)
-    depth = _count_function_modes()
-    try:
-        return _nest(contexts, forward, call)
-    finally:
-        # An interrupt may come between the moment a mode is on the stack and the `with` statement that removes it.
-        while _count_function_modes() > depth:
-            _pop_function_mode()
-
-
-def _nest(contexts: Contexts, forward: Callable[..., Any], call: Arguments) -> Any:
-    if not contexts:
-        return forward(*call[0], **call[1])
-    with contexts[0]:
-        return _nest(contexts[1:], forward, call)
