@@ -71,6 +71,7 @@ class MergedBlock(nn.Module):
         """Run the block on the merged tokens; other arguments pass through as they are.
 
         Raises:
+            TypeError: If the block does not return a tensor.
             ValueError: If attention must take account of slots and was not intercepted, or if the caller passes the
                 mask that `mask_argument` names, whose keys would not be the merged ones.
         """
@@ -80,6 +81,11 @@ class MergedBlock(nn.Module):
         merged = merge(tokens, plan)
         run = self._run_with_mask if self.mask_argument else self._run_intercepted
         result = run(plan, merged, args, kwargs)
+        if not isinstance(result, Tensor):
+            raise TypeError(
+                f"{type(self.block).__name__} returned {type(result).__name__}; expected a tensor (batch, "
+                f"{merged.shape[1]}, channels): wrap a module around it that returns the tokens alone"
+            )
         return tokens + unmerge(result - merged, plan) if self.residual else unmerge(result, plan)
 
     @property

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from catome_core import checks
 from catome_core.calls import CallMemory, has_values, refuse_jit_trace
 from catome_core.capacity import LADDER, count_demand, fit_capacity
-from catome_core.grid import TokenGrid, next_offsets
+from catome_core.grid import TokenGrid
 from catome_core.matching import Match, check_tokens
 from catome_core.planning import MergePlan, count_overflow
 from catome_core.policy import AdaptiveMerge
-from catome_core.recompute import copy_plan, offsets_at_first, recompute
+from catome_core.recompute import copy_plan, next_offsets, offsets_at_first, recompute
 from catome_core.storage import PlanKey, PlanStorage
 
 if TYPE_CHECKING:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from catome_core import checks
 from catome_core.constants import constant_when_compiled
 from catome_core.grid import TokenGrid, unravel
 
@@ -35,12 +36,17 @@ def dither_offsets(
     Returns:
         One offset (int64) per cell, for every step.
 
+    Raises:
+        TypeError: If the step is not a whole number.
+
     Examples:
         >>> dither_offsets(TokenGrid((2, 8))).tolist(), dither_offsets(TokenGrid((2, 8)), 1).tolist()
         ([0, 3, 1, 2], [3, 1, 2, 0])
     """
     if isinstance(step, Tensor):
         device = step.device if device is None else device
+    elif not torch.compiler.is_compiling():
+        step = checks.integer("step", step, "the number of a step, from 0")
     cells = unravel(grid.cells, torch.arange(grid.destinations, device=device))
     turns = (torch.stack(cells).sum(0) + step) % prod(grid.strides)
     # By Python numbers, since a tensor made of them would be copied to the device at every call.

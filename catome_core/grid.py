@@ -19,6 +19,7 @@ Coordinates = tuple[Tensor, ...]
 Destination = Literal["top-left", "random", "rotate"]
 
 SHAPE = "positive (height, width) or (frames, height, width)"
+OFFSETS = "a whole number, or one for each cell"
 STRIDE = "a positive number, or one for each dimension of the grid"
 
 
@@ -72,7 +73,8 @@ class TokenGrid:
     @property
     def strides(self) -> tuple[int, ...]:
         """Cell size along each dimension: `stride`, always as a tuple."""
-        return self.stride if isinstance(self.stride, tuple) else (self.stride,) * len(self.shape)
+        assert isinstance(self.stride, tuple)
+        return self.stride
 
     @property
     def area(self) -> int:
@@ -118,6 +120,10 @@ def choose_destinations(
         generator: Draw the offsets at random with it instead.
         device: Of the result; by default that of `offsets`.
 
+    Raises:
+        TypeError: If the offset is not a whole number.
+        ValueError: If offsets are not whole numbers, or not one per cell.
+
     Returns:
         Raster index (int64) in the grid, prefix not counted, of each cell's destination.
 
@@ -129,6 +135,7 @@ def choose_destinations(
     """
     if generator is not None:
         offsets = torch.randint(2**31, (grid.destinations,), generator=generator, device=generator.device)
+    _check_offsets(offsets, grid)
     if isinstance(offsets, Tensor):
         device = offsets.device if device is None else device
         offsets = offsets.to(device)
@@ -143,21 +150,6 @@ def cell_extents(grid: TokenGrid, cells: Sequence[Tensor]) -> list[Tensor]:
     # All in Python numbers, since a tensor made of them would be copied to the device.
     dimensions = zip(grid.shape, cells, grid.strides, strict=True)
     return [(length - cell * stride).clamp_max(stride) for length, cell, stride in dimensions]
-
-
-def first_offsets(
-    destination: Destination, seed: int, grid: TokenGrid, device: torch.device
-) -> Int[Tensor, "destinations"]:
-    """The offsets for `choose_destinations` at the first checkpoint: computed, so that no graph needs a generator."""
-    cells = torch.arange(grid.destinations, device=device)
-    return _scramble(cells + seed) if destination == "random" else torch.zeros_like(cells)
-
-
-def next_offsets(destination: Destination, offsets: Int[Tensor, "destinations"]) -> Int[Tensor, "destinations"]:
-    """The offsets at the checkpoint after the one that used `offsets`."""
-    if destination == "random":
-        return _scramble(offsets + 1)
-    return offsets + 1 if destination == "rotate" else offsets
 
 
 def source_positions(grid: TokenGrid, destinations: Int[Tensor, "destinations"]) -> Int[Tensor, "sources"]:
@@ -184,8 +176,13 @@ def ravel(shape: Sequence[int], coordinates: Sequence[Tensor]) -> Tensor:
     return index
 
 
-def _scramble(numbers: Tensor) -> Tensor:
-    """Mix the bits of int64 numbers below 2**31 (an integer hash)."""
-    for _ in range(2):
-        numbers = ((numbers >> 16) ^ numbers) * 0x45D9F3B & 0x7FFFFFFF
-    return (numbers >> 16) ^ numbers
+def _check_offsets(offsets: Tensor | int, grid: TokenGrid) -> None:
+    if torch.compiler.is_compiling():
+        return
+    if not isinstance(offsets, Tensor):
+        checks.integer("offsets", offsets, OFFSETS)
+    elif offsets.is_floating_point() or (offsets.ndim and offsets.shape[-1] != grid.destinations):
+        raise ValueError(
+            f"offsets has shape {tuple(offsets.shape)} and dtype {offsets.dtype}; expected {OFFSETS}: "
+            f"int64 ({grid.destinations},) for {grid}"
+        )

@@ -29,6 +29,7 @@ def merge(tokens: Float[Tensor, "batch tokens channels"], plan: MergePlan) -> Fl
         The slots, in the dtype of `tokens`.
 
     Raises:
+        TypeError: If the tokens are not floating point.
         ValueError: If the plan was made for another number of tokens or another batch.
 
     Examples:
@@ -40,7 +41,11 @@ def merge(tokens: Float[Tensor, "batch tokens channels"], plan: MergePlan) -> Fl
         >>> unmerge(merged, plan).flatten()
         tensor([2., 2., 5.])
     """
-    _check(tokens, plan, plan.slot.shape[1], "tokens")
+    if not tokens.is_floating_point() and not torch.compiler.is_compiling():
+        raise TypeError(
+            f"tokens has dtype {tokens.dtype}; expected floating point, since slots are means: tokens.float()"
+        )
+    _check_rows(tokens, plan, plan.slot.shape[1], "tokens")
     index, flat = _index_for(tokens, plan), tokens.flatten(0, 1)
     if tokens.device.type == "cpu":
         # There, half precision would be rounded before the division.
@@ -71,7 +76,7 @@ def unmerge(merged: Shaped[Tensor, "batch slots channels"], plan: MergePlan) -> 
         >>> unmerge(torch.tensor([[[2.0], [5.0]]]), plan).flatten()
         tensor([2., 2., 5.])
     """
-    _check(merged, plan, plan.size.shape[1], "merged")
+    _check_rows(merged, plan, plan.size.shape[1], "merged")
     index, flat = _index_for(merged, plan), merged.flatten(0, 1)
     copies = CopyBack.apply(flat, *index, plan.size) if _is_recorded() else flat.index_select(0, index.inverse)
     return copies.view(len(merged), plan.slot.shape[1], merged.shape[2])
@@ -149,6 +154,15 @@ def _index_for(values: Tensor, plan: MergePlan) -> PlanIndex:
 def _is_recorded() -> bool:
     """Whether gradients may be; the compiler derives its own from the plain operations."""
     return torch.is_grad_enabled() and not torch.compiler.is_compiling()
+
+
+def _check_rows(values: Tensor, plan: MergePlan, length: int, name: str) -> None:
+    if values.ndim != 3 and not torch.compiler.is_compiling():
+        raise ValueError(
+            f"{name} has shape {tuple(values.shape)}; expected (batch, {length}, channels): flatten heads or the like "
+            "into the channels"
+        )
+    _check(values, plan, length, name)
 
 
 def _check(values: Tensor, plan: MergePlan, length: int, name: str, dim: int = 1) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from catome_core.calls import is_captured
 from catome_core.capacity import LADDER, choose_rung, count_demand
-from catome_core.grid import TokenGrid, choose_destinations, first_offsets
+from catome_core.grid import Destination, TokenGrid, choose_destinations
 from catome_core.matching import Match
 from catome_core.planning import MergePlan, PlanIndex
 from catome_core.policy import AdaptiveMerge
@@ -51,6 +51,21 @@ def recompute(
     return Recomputed(destinations, match, policy.plan(match, grid, capacity, destinations))
 
 
+def first_offsets(
+    destination: Destination, seed: int, grid: TokenGrid, device: torch.device
+) -> Int[Tensor, "destinations"]:
+    """The offsets for `choose_destinations` at the first checkpoint: computed, so that no graph needs a generator."""
+    cells = torch.arange(grid.destinations, device=device)
+    return _scramble(cells + seed) if destination == "random" else torch.zeros_like(cells)
+
+
+def next_offsets(destination: Destination, offsets: Int[Tensor, "destinations"]) -> Int[Tensor, "destinations"]:
+    """The offsets at the checkpoint after the one that used `offsets`."""
+    if destination == "random":
+        return _scramble(offsets + 1)
+    return offsets + 1 if destination == "rotate" else offsets
+
+
 def offsets_at_first(
     policy: AdaptiveMerge, generator: torch.Generator | None
 ) -> Callable[[TokenGrid, torch.device], Tensor]:
@@ -71,3 +86,10 @@ def copy_plan(plan: MergePlan) -> MergePlan:
     """The plan and its index in memory of their own: what autograd saves must not be overwritten."""
     index = None if plan.route is None else PlanIndex(*(part.clone() for part in plan.route))
     return plan.clone()._replace(route=index)
+
+
+def _scramble(numbers: Tensor) -> Tensor:
+    """Mix the bits of int64 numbers below 2**31 (an integer hash)."""
+    for _ in range(2):
+        numbers = ((numbers >> 16) ^ numbers) * 0x45D9F3B & 0x7FFFFFFF
+    return (numbers >> 16) ^ numbers

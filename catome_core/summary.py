@@ -50,7 +50,7 @@ def jaccard_distance(plan_a: MergePlan, plan_b: MergePlan) -> Float32[Tensor, "b
         0 for the same pairs (or none at all in both), 1 for no pair in common.
 
     Raises:
-        ValueError: If the plans are for different numbers of tokens.
+        ValueError: If the plans are for different numbers of tokens or samples; one for a single sample serves any.
 
     Examples:
         >>> a = MergePlan(torch.tensor([[0, 0, 0]]), torch.tensor([[3]]), torch.tensor([[0]]))
@@ -58,10 +58,10 @@ def jaccard_distance(plan_a: MergePlan, plan_b: MergePlan) -> Float32[Tensor, "b
         >>> jaccard_distance(a, b)
         tensor([0.5000])
     """
-    if plan_a.slot.shape[1] != plan_b.slot.shape[1]:
-        raise ValueError(
-            f"the plans are for {plan_a.slot.shape[1]} and {plan_b.slot.shape[1]} tokens; expected two of one layer"
-        )
+    for dim, name in enumerate(("samples", "tokens")):
+        lengths = plan_a.slot.shape[dim], plan_b.slot.shape[dim]
+        if lengths[0] != lengths[1] and (dim == 1 or 1 not in lengths):
+            raise ValueError(f"the plans are for {lengths[0]} and {lengths[1]} {name}; expected two of one layer")
     anchor_a, anchor_b = (plan.anchor.gather(1, plan.slot) for plan in (plan_a, plan_b))
     token = torch.arange(anchor_a.shape[1], device=anchor_a.device)
     merged_a, merged_b = anchor_a != token, anchor_b != token

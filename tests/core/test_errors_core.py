@@ -13,9 +13,12 @@ from catome_core import (
     MergedBlock,
     PairCache,
     TokenGrid,
+    choose_destinations,
     count_overflow,
+    dither_offsets,
     gather_anchors,
     jaccard_distance,
+    lattice_plan,
     match_tokens,
     merge,
     plan_merge,
@@ -29,6 +32,7 @@ FULL = AdaptiveMerge(threshold=0.5)
 FILL = AdaptiveMerge(threshold=0.5, capacity=0.25, spare="fill")
 PLAN = FULL(torch.arange(2 * 17 * 3.0).reshape(2, 17, 3), GRID)
 SHARED = AdaptiveMerge(threshold=0.5, shared=True)(torch.arange(2 * 17 * 3.0).reshape(2, 17, 3), GRID)
+PLAN_OF_3 = FULL(torch.ones(3, 17, 3), GRID)
 OTHER_PLAN = FULL(torch.ones(2, 16, 3), TokenGrid((4, 4)))
 
 
@@ -38,6 +42,11 @@ def plan(**changes):
 
 def overflow(**changes):
     return count_overflow(Match(zeros(1, 12), zeros(1, 12, dtype=torch.int64)), GRID, **{"threshold": 0.5, **changes})
+
+
+class Tuple(nn.Module):
+    def forward(self, tokens):
+        return (tokens,)
 
 
 def masked_block():
@@ -77,6 +86,19 @@ ERRORS: dict[str, tuple[Callable[[], object], str, str]] = {
     "merge another batch": (lambda: merge(zeros(3, 17, 3), PLAN), r"\(3, 17, 3\).*batch 2", NEW_PLAN),
     "unmerge other slots": (lambda: unmerge(zeros(2, 18, 3), PLAN), "18.*17", NEW_PLAN),
     "unmerge another batch": (lambda: unmerge(zeros(1, 17, 3), PLAN), r"\(1, 17, 3\).*batch 2", NEW_PLAN),
+    "merge heads": (lambda: merge(zeros(2, 17, 2, 3), PLAN), r"\(2, 17, 2, 3\)", r"\(batch, 17, channels\)"),
+    "merge integers": (lambda: merge(zeros(2, 17, 3).long(), PLAN), "int64", r"tokens\.float"),
+    "unmerge without channels": (lambda: unmerge(zeros(2, 17), PLAN), r"\(2, 17\)", r"\(batch, 17, channels\)"),
+    "unmerge heads": (lambda: unmerge(zeros(2, 17, 2, 3), PLAN), r"\(2, 17, 2, 3\)", "flatten heads"),
+    "offsets of another grid": (lambda: choose_destinations(GRID, zeros(3).long()), r"\(3,\)", r"\(4,\)"),
+    "offsets of floats": (lambda: choose_destinations(GRID, zeros(4)), "float32", "whole number, or one for each cell"),
+    "offset of a float": (lambda: lattice_plan(GRID, 0.5), "offsets is 0.5", "whole number, or one for each cell"),
+    "step of a lattice": (lambda: dither_offsets(GRID, 0.5), "step is 0.5", "number of a step"),
+    "block that returns a tuple": (
+        lambda: MergedBlock(Tuple(), PairCache(FILL), GRID)(zeros(1, 17, 3)),
+        "Tuple returned tuple",
+        r"tensor \(batch, 9, channels\).*the tokens alone",
+    ),
     "gather other rows": (lambda: gather_anchors(zeros(2, 18, 3), PLAN), "18.*17", NEW_PLAN),
     "gather other shared rows": (lambda: gather_anchors(zeros(1, 18, 3), PLAN), "18.*17", NEW_PLAN),
     "gather another batch": (lambda: gather_anchors(zeros(3, 17, 3), PLAN), r"\(3, 17, 3\).*batch 2", NEW_PLAN),
@@ -118,6 +140,7 @@ ERRORS: dict[str, tuple[Callable[[], object], str, str]] = {
     ),
     "two masks": (lambda: masked_block()(zeros(1, 17, 3), attn_mask=zeros(17)), "attn_mask was passed", "leave it out"),
     "plans of different layers": (lambda: jaccard_distance(PLAN, OTHER_PLAN), "17 and 16", "of one layer"),
+    "plans of different batches": (lambda: jaccard_distance(PLAN, PLAN_OF_3), "2 and 3 samples", "of one layer"),
     "step after the run": (lambda: CheckpointSchedule((0, 50), of=50), r"\[50\]", "0 to 49"),
     "step before the run": (lambda: CheckpointSchedule((-1, 3), of=50), r"\[-1\]", "0 to 49"),
     "run without steps": (lambda: CheckpointSchedule((), of=0), "of is 0", "the number of denoising steps"),
