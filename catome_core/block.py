@@ -38,7 +38,7 @@ class MergedBlock(nn.Module):
             only the change of its slot: for blocks with a residual connection of their own.
             False: `unmerge(block(merge(x)))`.
         mask_argument: For a block with attention code of its own: the keyword under which it takes an additive
-            attention mask (batch, 1, 1, slots).
+            attention mask (batch, 1, 1, slots). Where there is neither padding nor proportion, it gets none.
         proportional: Weigh every key by the number of tokens it stands for.
 
     Examples:
@@ -96,11 +96,13 @@ class MergedBlock(nn.Module):
         name = str(self.mask_argument)
         if kwargs.get(name) is not None:
             raise ValueError(f"{name} was passed to a merged block, which makes it; leave it out")
-        bias = attention_bias(plan, dtype=merged.dtype, proportional=self.proportional)
-        return self.block(merged, *args, **kwargs | {name: bias})
+        if self._needs_bias:
+            bias = attention_bias(plan, dtype=merged.dtype, proportional=self.proportional)
+            kwargs = kwargs | {name: bias}
+        return self.block(merged, *args, **kwargs)
 
     def _run_intercepted(self, plan: MergePlan, merged: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        padded = self.cache.policy.spare == "pad"
+        padded = self.cache.policy.pads
         # A whole block may attend more than once, or hold several blocks.
         intercept = InterceptAttention(plan, proportional=self.proportional, padded=padded, all_calls=True)
         with intercept:

@@ -1,7 +1,7 @@
 """Checks of values that a user or a JSON file gives: TypeError for another type, ValueError out of range.
 
-Python takes True for 1, and any text that is not empty for true: these functions do not. They return numbers of NumPy
-and torch as Python's own, so what has passed travels as JSON.
+Python takes True for 1, and any text that is not empty for true: these functions do not. They return numbers of NumPy,
+and whole ones of torch, as Python's own, so what has passed travels as JSON.
 """
 
 from __future__ import annotations
@@ -42,7 +42,12 @@ def integers(
 
 
 def number(name: str, value: object, expected: str, *, least: float, most: float | None = None) -> float:
-    """A number, which NaN is not."""
+    """A number, which NaN is not.
+
+    Examples:
+        >>> number("threshold", 0.7, "a cosine similarity", least=-1)
+        0.7
+    """
     return _convert(name, value, (value,), expected, _to_float, least, most)[0]
 
 
@@ -151,7 +156,8 @@ def _to_int(value: Any) -> int | None:
 def _to_float(value: Any) -> float | None:
     if isinstance(value, bool):
         return None
-    if isinstance(value, (int, float)):
+    # NumPy's float64 is a float as well.
+    if type(value) in (int, float):
         return value
     return float(value) if isinstance(value, Real) else None
 

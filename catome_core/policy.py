@@ -107,4 +107,4 @@ class AdaptiveMerge:
 
     def is_identity(self, grid: TokenGrid, capacity: float | None) -> bool:
         """Whether no plan at this capacity merges anything, whatever the tokens: then merging can be left out."""
-        return grid.kept(capacity) == grid.sources and (self.threshold >= 1 or self.spare == "fill")
+        return grid.kept(capacity) == grid.sources and (self.threshold >= 1 or not self.pads)

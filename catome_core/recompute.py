@@ -46,7 +46,7 @@ def recompute(
     destinations = choose_destinations(grid, offsets)
     match = policy.match(tokens, grid, destinations)
     # With "fill" there is no padding, and without a capacity nothing merges.
-    if trim and capacity is None and policy.spare == "pad" and not is_captured(tokens):
+    if trim and policy.pads and capacity is None and not is_captured(tokens):
         capacity = choose_rung(LADDER, int(count_demand(match, policy.threshold)), grid)
     return Recomputed(destinations, match, policy.plan(match, grid, capacity, destinations))
 

@@ -48,7 +48,7 @@ class InterceptAttention(TorchFunctionMode):
         takes_mask: Whether fused attention may have a mask. False: what a mask would add is in channels of its own.
 
     Attributes:
-        was_called: Whether such an attention was called.
+        was_called: Whether such an attention was called, ever: use a new one for each forward pass.
         projected: Whether anything was projected. A cache that returns what attention gave in an earlier step projects
             nothing.
         required: Whether attention that is not changed would be wrong.

@@ -65,7 +65,8 @@ def test_integers_of_other_libraries_are_taken_and_become_pythons(integer):
 
 
 def test_floats_of_other_libraries_are_taken_and_become_pythons():
-    policy = AdaptiveMerge(threshold=np.float32(0.5), capacity=np.float16(0.25))
+    policy = AdaptiveMerge(threshold=np.float64(0.5), capacity=np.float16(0.25))
+    assert type(policy.threshold) is type(policy.capacity) is float
     assert policy == AdaptiveMerge(0.5, 0.25)
     assert json.dumps(asdict(policy)) == json.dumps(asdict(AdaptiveMerge(0.5, 0.25)))
     assert CheckpointSchedule(np.arange(0, 10, 5), 10) == CheckpointSchedule((0, 5), 10)
