@@ -52,8 +52,8 @@ class StepWork(Protocol):
 class StepTracker:
     """Brings together what several sources report about steps, and drives the work from it.
 
-    A scheduler and the caller of `MergeSession.begin_step` are certain of the step. Cache contexts and guiders
-    announce it, which counts where neither of the others does.
+    The caller of `MergeSession.begin_step` is certain of the step, and goes before a scheduler. Cache contexts and
+    guiders announce it, which counts where neither of the others does.
 
     Attributes:
         step: The present step, from 0; None if it is unknown.
@@ -85,12 +85,12 @@ class StepTracker:
 
     def on_start(self, step: int, total: int) -> None:
         """The run begins at this step, perhaps in the middle."""
-        if self._at_start and self.step not in (None, step):
+        if self._at_start and self.step not in (None, step) and not self._is_from_caller:
             self._begin(step, total)
 
     def on_step_end(self, step: int, total: int) -> None:
         """A step is done."""
-        if self.step is None:
+        if self.step is None or self._is_from_caller:
             return
         self.step = step
         self._finish(completed=True)
@@ -114,8 +114,7 @@ class StepTracker:
 
     def on_announced_step(self, step: int, total: int, announcer: object, context: str | None = None) -> None:
         """The same from a source that gives way to a scheduler and to the caller."""
-        by_caller = any(announcer is None for announcer, _ in self._calls)
-        if not self.has_scheduler and not by_caller:
+        if not self.has_scheduler and not self._is_from_caller:
             self.on_step(step, total, (announcer, context))
 
     @contextmanager
@@ -145,6 +144,11 @@ class StepTracker:
         self.step = None
         self._calls.clear()
         self.work.reset()
+
+    @property
+    def _is_from_caller(self) -> bool:
+        """Whether the caller of the session has said which step this is."""
+        return any(announcer is None for announcer, _ in self._calls)
 
     def _begin(self, step: int, total: int) -> None:
         self.step, self.total = step, total

@@ -11,6 +11,7 @@ from catome_adapters import attach
 from probes import CountingMerge
 from stepping import SCHEDULE, counting_recipe, expected_calls
 from zoo.noise import noise
+from zoo.unet_pipelines import sd_pipeline
 from zoo.unets import predict, sd_unet, small_unet
 
 
@@ -123,3 +124,22 @@ def test_reset_begins_a_run_at_any_step():
         session.begin_step(2, 10)
         predict(unet, noise(1, 4, 16, 16))
     assert recipe.policy.recomputed == [0, 2]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("first", [0, 5])
+def test_begin_step_goes_before_a_scheduler_in_the_same_loop(first):
+    """The caller counts the steps that are drawn; in the middle of its timesteps, the scheduler would not."""
+    pipe, recipe, total = sd_pipeline(), counting_recipe(), 10 - first
+    with attach(pipe, recipe) as session:
+        recipe.policy.watch(pipe.unet)
+        for _ in range(2):
+            image = noise(1, 4, 16, 16)
+            pipe.scheduler.set_timesteps(10)
+            for step, timestep in enumerate(pipe.scheduler.timesteps[first:]):
+                session.begin_step(step, total)
+                predicted = predict(pipe.unet, pipe.scheduler.scale_model_input(image, timestep))
+                image = pipe.scheduler.step(predicted, timestep, image).prev_sample
+            assert session.summary().steps == tuple(range(total))
+    expected = expected_calls(SCHEDULE, total)
+    assert recipe.policy.recomputed == [*expected, *(total + step for step in expected)]
