@@ -19,7 +19,7 @@ Row = Mapping[str, Any]
 Subjects = Mapping[str, Mapping[int, Row]]
 """The rows of every subject, by the length of the run."""
 
-MODELS = {"unet": "UNet", "dit": "DiT"}
+MODELS = {"unet": "UNet", "dit": "DiT", "dit-patch1": "DiT, patch 1"}
 TABS = {
     "Speed-up and PSNR in dB (worst picture)": ("speed-up", "PSNR"),
     "Intervals": ("interval", "interval of PSNR"),
@@ -33,9 +33,14 @@ def main() -> None:
 
 
 def page_of(files: Iterable[Path]) -> Iterator[str]:
-    """The lines of the page, of files of one level."""
+    """The lines of the page, of files of one level, and of pictures by one model at one size."""
     tables = [table for file in files for table in json.loads(file.read_text())["tables"]]
-    return never_slower(tables) if tables[0]["level"] == "never-slower" else tabs(by_subject(tables))
+    if tables[0]["level"] == "never-slower":
+        return never_slower(tables)
+    drawn = sorted({f"{table['case']} at {table['size']} pixels" for table in tables})
+    if len(drawn) > 1:
+        raise SystemExit(f"these are pictures of {' and '.join(drawn)}; expected one model and size")
+    return tabs(by_subject(tables))
 
 
 def by_subject(tables: Iterable[Mapping[str, Any]]) -> Subjects:

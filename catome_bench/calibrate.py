@@ -22,9 +22,10 @@ from catome_bench.calibration.result import NAME, Calibration, describe_fit, des
 from catome_bench.calibration.rounds import reach
 from catome_bench.calibration.takes import Takes
 from catome_bench.compare import compare
-from catome_bench.comparison.calls import check_calls, listed, plain
+from catome_bench.comparison.calls import check_calls, fingerprint, listed, plain
 from catome_bench.comparison.compared import Compared
 from catome_bench.comparison.drawing import Call, device_of, is_compiled
+from catome_bench.comparison.identity import identify
 from catome_bench.measure.environment import describe_environment
 from catome_core import checks
 
@@ -124,7 +125,7 @@ def _settings(pipe: Any, sites: Sequence[MergeSite], calls: Sequence[Call], seed
     """What the measurements depend on, as JSON values."""
     parameter = next(sites[0].block.parameters())
     about = {"model": identify_sites(sites), "calls": [plain(call) for call in calls], "seeds": list(seeds)}
-    about |= {"parts": PARTS, "format": FORMAT}
+    about |= {"parts": PARTS, "format": FORMAT, "pipeline": identify(pipe), "inputs": fingerprint(list(calls))}
     machine = describe_environment(str(device_of(pipe)))
     return json.loads(json.dumps(about | {"dtype": str(parameter.dtype), "machine": machine}))
 

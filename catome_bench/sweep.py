@@ -12,10 +12,10 @@ import torch
 from catome_adapters import MergeRecipe, find_sites, sessions
 from catome_bench.comparison.arguments import motif_of
 from catome_bench.comparison.drawing import device_of, is_compiled
+from catome_bench.comparison.identity import identify
 from catome_bench.measure.features import Features, open_features
 from catome_bench.names import SWEEP_TABLES
 from catome_bench.races.variants import Variant
-from catome_bench.sweeping.identity import identify
 from catome_bench.sweeping.prompts import digest_of
 from catome_bench.sweeping.real import find_pictures
 from catome_bench.sweeping.run import Run
@@ -88,7 +88,12 @@ def sweep(
     """
     options = dict(options or {})
     _check(pipe, prompts, seeds, steps, options)
-    top = min(site.level for site in find_sites(pipe))
+    sites = find_sites(pipe)
+    if not sites:
+        raise ValueError(
+            f"{type(pipe).__name__} has no blocks whose tokens can merge; expected a UNet or a transformer"
+        )
+    top = min(site.level for site in sites)
     tables_drawn, shard, store = rows_of(tables, steps, top), Shard.from_environment(), Store(output)
     network, goal = _yardstick(real, features, device_of(pipe))
     rows = {name: row for table in tables_drawn.values() for name, row in table.items()}

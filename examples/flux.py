@@ -23,5 +23,6 @@ def main(pipe, *, backend="inductor", **call):
 
 if __name__ == "__main__":
     pipe = FluxPipeline.from_pretrained("black-forest-labs/FLUX.1-dev", torch_dtype=torch.bfloat16).to("cuda")
-    for number, images in enumerate(main(pipe, prompt="a lighthouse in a storm", height=1536, width=1536, num_inference_steps=28)):
+    call = {"prompt": "a lighthouse in a storm", "height": 1536, "width": 1536, "num_inference_steps": 28}
+    for number, images in enumerate(main(pipe, **call)):
         images[0].save(f"flux-{number}.png")

@@ -17,6 +17,7 @@ from catome_bench.calibration.pairs import mean_distance, neighbors
 from catome_bench.comparison.compared import Compared
 from catome_bench.comparison.measured import Measured
 from catome_bench.files import whole_file
+from catome_bench.measure.spread import for_json
 from catome_bench.views.calibration import render_choice
 from catome_bench.views.comparison import to_text
 from catome_bench.views.speed import pace
@@ -128,8 +129,8 @@ def describe_fit(goal: Goal, outcome: Outcome, seconds: float) -> dict[str, Any]
     return {
         "goal": str(goal),
         "met": goal.is_met(outcome),
-        "predicted": {"psnr": _finite(psnr_of(error)), "speedup": speedup_of(saved, seconds)},
-        "measured": {"psnr": _finite(psnr_of(outcome.error)), "speedup": outcome.speedup},
+        "predicted": {"psnr": for_json(psnr_of(error)), "speedup": speedup_of(saved, seconds)},
+        "measured": {"psnr": for_json(psnr_of(outcome.error)), "speedup": outcome.speedup},
     }
 
 
@@ -137,7 +138,7 @@ def describe_held_out(compared: Compared) -> dict[str, Any]:
     """What the recipe and the named ones do on other pictures: medians, for JSON."""
     figures = {
         row.name: {
-            "psnr": _finite(row.psnr.median) if row.psnr else None,
+            "psnr": for_json(row.psnr.median) if row.psnr else None,
             "ssim": row.ssim.median if row.ssim else None,
             "speedup": row.speedup.median,
         }
@@ -152,12 +153,8 @@ def _first_refusal(left_out: Mapping[str, str]) -> list[str]:
     return [f"{lines[0]}{f' (and {len(lines) - 1} more)' if len(lines) > 1 else ''}"] if lines else []
 
 
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
-
-
 def _row(effect: Effect) -> dict[str, Any]:
-    return effect._asdict() | {"psnr": _finite(psnr_of(effect.error))}
+    return effect._asdict() | {"psnr": for_json(psnr_of(effect.error))}
 
 
 def _describe(row: Measured) -> str:

@@ -18,8 +18,9 @@ import typer
 from rich.console import Console
 from torch._logging._internal import set_logs
 
-from catome_bench.commands.jobs import Job, Setting, plan_jobs
-from catome_bench.commands.options import choose_device, default_device
+from catome_bench.commands.jobs import Job, plan_jobs
+from catome_bench.commands.options import choose_device
+from catome_bench.commands.setting import Setting
 from catome_bench.commands.suites import SUITES
 from catome_bench.files import check_file, whole_file
 from catome_bench.measure.environment import describe_environment
@@ -56,9 +57,10 @@ def run_bench(
 
     Raises:
         typer.BadParameter: If there is nothing to measure, or the report could not be written.
+        typer.Exit: With 1, if a measurement failed; the others are in the report.
     """
     device = choose_device(device)
-    suite = suite or ("gpu" if default_device() == "cuda" else "cpu")
+    suite = suite or ("gpu" if torch.device(device).type == "cuda" else "cpu")
     chosen = SUITES[suite]
     setting = Setting(
         suite=chosen,
@@ -67,11 +69,10 @@ def run_bench(
         subjects=tuple(subjects),
         pictures={name: value for name, value in pictures.items() if value} | {"partial": partial_folder(output)},
     )
-    jobs = plan_jobs(setting, levels or chosen.levels, cases)
-    if not jobs:
-        raise typer.BadParameter(
-            f"no measurement of {cases} at {levels}; leave one of the two out", param_hint="--case"
-        )
+    try:
+        jobs = plan_jobs(setting, levels or chosen.levels, cases)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
     check_file(output, "--output")
     report = {
         "machine": describe_environment(device, MEASURED_PACKAGES),
@@ -102,6 +103,10 @@ def run_jobs(jobs: Sequence[Job], report: dict[str, Any], output: Path, seconds:
     if report["not_begun"]:
         console.print(f"no time left for: {'; '.join(report['not_begun'])}")
     console.print(f"written to {output}")
+    failed = [table["level"] for table in report["tables"] if table["note"]]
+    if failed:
+        console.print(f"failed, for the reason in its table: {', '.join(failed)}")
+        raise typer.Exit(1)
 
 
 def partial_folder(output: Path) -> Path:

@@ -56,6 +56,9 @@ def run_calibration(
         )
     except (ValueError, torch.OutOfMemoryError) as error:
         raise typer.BadParameter(str(error)) from error
+    # First: whatever becomes of the files, the figures are there.
+    typer.echo(calibration)
     figures = calibration.save(output)
-    written = f"{output}, the recipe; {figures}, all figures; {measurements}, with which another goal takes minutes"
-    typer.echo(f"{calibration}\nwritten: {written}")
+    typer.echo(
+        f"written: {output}, the recipe; {figures}, all figures; {measurements}, with which another goal takes minutes"
+    )

@@ -54,8 +54,10 @@ def run_comparison(
         compared = compare(pipe, chosen, calls, seeds=range(seeds), gate=gate)
     except (ValueError, torch.OutOfMemoryError) as error:
         raise typer.BadParameter(str(error)) from error
+    # First: whatever becomes of the files, the figures are there.
+    typer.echo(compared)
     compared.save(output)
-    typer.echo(f"{compared}\nwritten to {output}: comparison.json, side-by-side.png, pictures")
+    typer.echo(f"written to {output}: comparison.json, side-by-side.png, pictures")
     return compared.passes()
 
 

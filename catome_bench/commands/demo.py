@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 from itertools import cycle, islice
 from pathlib import Path
-from statistics import mean
+from statistics import mean, median
 from typing import Any
 
-import torch
 import typer
 from rich.console import Console
 
@@ -17,7 +15,8 @@ from catome_adapters.recipes.calibrated import Recipe
 from catome_bench.commands.options import choose_device, find_recipe
 from catome_bench.files import check_folder, whole_file
 from catome_bench.measure.environment import describe_environment, device_name
-from catome_bench.measure.fidelity import mean_psnr, mean_ssim
+from catome_bench.measure.fidelity import psnr, ssim
+from catome_bench.measure.spread import for_json
 from catome_bench.models.artist import CLASSES, Artist, Pair, unmerged_is_fine
 from catome_bench.models.pipeline import load_shipped
 from catome_bench.names import Arch
@@ -62,7 +61,7 @@ def run_demo(
     }
     with whole_file(output / "results.json") as part:
         part.write_text(json.dumps(report, indent=2) + "\n")
-    console.print(f"written to {output}: " + ", ".join(sorted(file.name for file in output.iterdir())))
+    console.print(f"written to {output}: results.json and pictures")
 
 
 def warm_up(artist: Artist, recipe: Recipe, name: str) -> None:
@@ -85,22 +84,20 @@ def check_recipe(artist: Artist, recipe: Recipe, name: str) -> None:
 
 
 def measure_pairs(pairs: list[Pair]) -> dict[str, Any]:
-    """Seconds, tokens and fidelity, averaged over the pictures; the speed-up is their median.
+    """Seconds and tokens, averaged over the pictures, and the medians of speed-up and fidelity.
 
     The PSNR of the same pictures is None, as JSON has no infinity.
     """
-    baseline, merged = ([getattr(pair, side).picture for pair in pairs] for side in ("baseline", "merged"))
-    psnr = mean_psnr(merged, baseline)
-    speedups = [pair.baseline.seconds / pair.merged.seconds for pair in pairs]
+    pictures = [(pair.merged.picture, pair.baseline.picture) for pair in pairs]
     return {
         "seconds_per_image": {
             "baseline": mean(pair.baseline.seconds for pair in pairs),
             "merged": mean(pair.merged.seconds for pair in pairs),
         },
-        "speedup": torch.tensor(speedups).median().item(),
+        "speedup": median(pair.baseline.seconds / pair.merged.seconds for pair in pairs),
         "merged_fraction": mean(pair.summary.merged_fraction for pair in pairs),
         "checkpoints": list(pairs[0].summary.checkpoints),
         "overflow": sum(pair.summary.overflow for pair in pairs),
-        "psnr": psnr if math.isfinite(psnr) else None,
-        "ssim": mean_ssim(merged, baseline),
+        "psnr": for_json(median(psnr(*both) for both in pictures)),
+        "ssim": median(ssim(*both) for both in pictures),
     }

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from typing import Any
 
-from catome_bench.commands.suites import Suite
+from catome_bench.commands.setting import Setting
 from catome_bench.measure.checks import check_reuse
-from catome_bench.measure.contender import MakeContender
 from catome_bench.measure.race import race
 from catome_bench.measure.rows import Row
 from catome_bench.models.pipeline import PIPELINES
 from catome_bench.races import blocks, networks, never_slower, pictures
-from catome_bench.races.contenders import block_contenders, rung_contenders
+from catome_bench.races.contenders import rung_contenders
 from catome_bench.races.kernels import HEAD_SIZES, race_kernels
 from catome_bench.races.networks import network_contenders
 from catome_bench.races.operations import SHAPES, race_operations, race_windows
@@ -24,6 +23,7 @@ from catome_core import LADDER, TokenGrid
 # The top level of Stable Diffusion at 512 pixels; kernels and operations are measured on it.
 GRID = TokenGrid((64, 64))
 
+WITHOUT_CASES = ("kernels", "operations")
 ORDER = ("eager", "compiled", "cuda graphs", "regional", "")
 
 
@@ -42,49 +42,12 @@ class Job:
         return ", ".join(part for part in (self.level, self.case, self.mode) if part)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Setting:
-    """The options that every measurement of a command shares.
-
-    Attributes:
-        suite: The defaults.
-        device: Torch device.
-        repeats: Timed rounds.
-        subjects: Names of contenders or variants; all, if there are none.
-        pictures: Arguments of `run_pictures`, of which "never-slower" takes the size and the lengths of the runs.
-    """
-
-    suite: Suite
-    device: str
-    repeats: int
-    subjects: tuple[str, ...] = ()
-    pictures: Mapping[str, Any] = field(default_factory=dict[str, Any])
-
-    def options(self) -> dict[str, Any]:
-        """Keyword arguments for the races that make their own tensors."""
-        return {"repeats": self.repeats, "device": self.device, "dtype": self.suite.dtype}
-
-    def contenders(self, case: str, mode: str) -> dict[str, MakeContender]:
-        """The contenders of a race over a block."""
-        every = block_contenders(blocks.CASES[case], self.device, self.suite.dtype)
-        headlines = every if mode == "eager" or self.suite.compiled is None else self.suite.compiled
-        return self.only({name: make for name, make in every.items() if self.subjects or name in headlines})
-
-    def only(self, contenders: dict[str, MakeContender]) -> dict[str, MakeContender]:
-        """Those that are asked for, beside the unpatched.
-
-        Raises:
-            ValueError: If there is none of this name.
-        """
-        unknown = [name for name in self.subjects if name not in contenders]
-        if unknown:
-            raise ValueError(f"subject is {unknown[0]!r}; expected one of {list(contenders)}")
-        chosen = {"unpatched", *(self.subjects or contenders)}
-        return {name: make for name, make in contenders.items() if name in chosen}
-
-
 def plan_jobs(setting: Setting, levels: Sequence[str], cases: Sequence[str]) -> list[Job]:
-    """All measurements: the eager ones first, which take little time, then the compiled ones."""
+    """All measurements, the eager ones first, which take little time.
+
+    Raises:
+        ValueError: If there is none of a case, or pictures cannot be drawn as they are asked for.
+    """
     planners = {
         "block": _block_jobs,
         "check": _check_jobs,
@@ -95,7 +58,14 @@ def plan_jobs(setting: Setting, levels: Sequence[str], cases: Sequence[str]) -> 
         "pipeline": _pipeline_jobs,
         "never-slower": _never_slower_jobs,
     }
-    jobs = [job for level in planners if level in levels for job in planners[level](setting, cases)]
+    chosen = [level for level in planners if level in levels and not (cases and level in WITHOUT_CASES)]
+    jobs = [job for level in chosen for job in planners[level](setting, cases)]
+    without = set(cases) - {job.case for job in jobs}
+    if without:
+        raise ValueError(
+            f"no measurement of {min(without)} at the levels {', '.join(levels)}; expected a block at block, check or "
+            "ladder, a network at model, or a trained one at pipeline or never-slower"
+        )
     return sorted(jobs, key=lambda job: ORDER.index(job.mode))
 
 
@@ -110,13 +80,12 @@ def _race_block(setting: Setting, name: str, mode: str) -> list[Row]:
     return race(setting.contenders(name, mode), mode, repeats=setting.repeats, device=setting.device)
 
 
-def _blocks(setting: Setting, cases: Sequence[str]) -> Iterator[str]:
-    return (name for name in (*cases, *setting.suite.cases) if name in blocks.CASES)
+def _blocks(setting: Setting, cases: Sequence[str]) -> list[str]:
+    return [name for name in cases or setting.suite.cases if name in blocks.CASES]
 
 
 def _check_jobs(setting: Setting, cases: Sequence[str]) -> Iterator[Job]:
-    name = next(_blocks(setting, cases))
-    for mode in setting.suite.modes:
+    for name, mode in product(_blocks(setting, cases)[:1], setting.suite.modes):
         yield Job(level="check", case=name, mode=mode, run=partial(_check_block, setting, name, mode))
 
 
@@ -142,8 +111,8 @@ def _operation_jobs(setting: Setting, cases: Sequence[str]) -> Iterator[Job]:
 
 def _ladder_jobs(setting: Setting, cases: Sequence[str]) -> Iterator[Job]:
     # What a block could reach is known for those that take an image.
-    name = next(name for name in _blocks(setting, cases) if blocks.CASES[name].rows is None)
-    for mode in setting.suite.modes[:2]:
+    names = [name for name in _blocks(setting, cases) if blocks.CASES[name].rows is None]
+    for name, mode in product(names[:1], setting.suite.modes[:2]):
         yield Job(level="ladder", case=name, mode=mode, run=partial(_race_rungs, setting, name, mode))
 
 
@@ -167,6 +136,7 @@ def _race_network(setting: Setting, name: str, mode: str) -> list[Row]:
 def _pipeline_jobs(setting: Setting, cases: Sequence[str]) -> Iterator[Job]:
     for arch in PIPELINES:
         if arch in (cases or ("unet",)):
+            pictures.check_subjects(arch, setting.subjects, setting.pictures.get("steps", pictures.STEPS))
             yield Job(
                 level="pipeline",
                 case=arch,
@@ -182,6 +152,8 @@ def _pipeline_jobs(setting: Setting, cases: Sequence[str]) -> Iterator[Job]:
 
 
 def _never_slower_jobs(setting: Setting, cases: Sequence[str]) -> Iterator[Job]:
+    if setting.subjects:
+        raise ValueError(f"never-slower draws with every named recipe; leave out the subject {setting.subjects[0]!r}")
     options = {"repeats": min(setting.repeats, 3), "device": setting.device, "steps": setting.pictures.get("steps")}
     # The smallest first: there it is hardest to gain.
     sizes = [setting.pictures["size"]] if "size" in setting.pictures else never_slower.STEPS_BY_SIZE

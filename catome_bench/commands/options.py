@@ -44,7 +44,8 @@ def find_recipe(name: str) -> Recipe:
         return RECIPES[name]
     try:
         text = Path(name).read_text()
-        is_calibrated = "recipes" in json.loads(text)
+        found = json.loads(text)
+        is_calibrated = isinstance(found, dict) and "recipes" in found
         return (CalibratedRecipe if is_calibrated else MergeRecipe).from_json(text)
     except (OSError, ValueError, TypeError) as error:
         raise typer.BadParameter(f"{name}: {error}", param_hint="--recipe") from error
@@ -57,7 +58,8 @@ def read_lines(file: Path, option: str) -> list[str]:
         typer.BadParameter: If it cannot be read.
     """
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        # A byte order mark is no part of the first line.
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise typer.BadParameter(f"{file} cannot be read: {error}", param_hint=option) from error
     return [line.strip() for line in lines if line.strip()]

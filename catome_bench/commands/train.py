@@ -112,9 +112,11 @@ class Trainer:
         state = torch.load(file, map_location=self.device, weights_only=True)
         if state["arch"] != self.arch:
             raise ValueError(f"{file} trains arch {state['arch']!r}; expected {self.arch!r}: choose another file")
+        if state["seed"] != self.seed:
+            raise ValueError(f"{file} trains with seed {state['seed']}; expected {self.seed}: choose another file")
         for name in ("model", "average", "optimizer"):
             getattr(self, name).load_state_dict(state[name])
-        self.iteration, self.seed = state["iteration"], state["seed"]
+        self.iteration = state["iteration"]
 
 
 def start_as_identity(model: nn.Module) -> None:

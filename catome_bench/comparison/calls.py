@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from hashlib import sha256
+from types import FunctionType
 from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
 
 from catome_adapters import sessions
 from catome_bench.comparison.drawing import Call
@@ -26,6 +32,44 @@ def check_calls(pipe: Any, calls: Sequence[Call]) -> None:
 def listed(call: Call | Sequence[Call]) -> list[Call]:
     """One call or several, as a list."""
     return [call] if isinstance(call, Mapping) or callable(call) else list(call)
+
+
+def fingerprint(value: Any) -> str:
+    """SHA-256 of a call with all that it holds: numbers of tensors and pictures, the code and the values of a function.
+
+    Examples:
+        >>> first, other = (fingerprint({"prompt": "a cat", "image": torch.full((2,), one)}) for one in (0.0, 1.0))
+        >>> first == other
+        False
+    """
+    digest = sha256()
+    for part in _parts(value):
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def _parts(value: Any) -> Iterator[bytes]:
+    yield type(value).__name__.encode()
+    if isinstance(value, Mapping):
+        yield from _parts(list(value.items()))
+    elif isinstance(value, list | tuple):
+        yield str(len(value)).encode()
+        for one in value:
+            yield from _parts(one)
+    elif isinstance(value, Tensor):
+        yield repr((value.shape, value.dtype)).encode()
+        yield value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+    elif isinstance(value, Image.Image):
+        yield repr((value.size, value.mode)).encode()
+        yield value.tobytes()
+    elif isinstance(value, FunctionType):
+        yield value.__code__.co_code
+        # Functions inside of it would be given with their addresses.
+        constants = [one for one in value.__code__.co_consts if isinstance(one, str | int | float | tuple)]
+        cells = [cell.cell_contents for cell in value.__closure__ or ()]
+        yield from _parts([value.__qualname__, constants, cells, value.__defaults__, value.__kwdefaults__])
+    else:
+        yield repr(plain(value)).encode()
 
 
 def plain(value: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from catome_bench.views.comparison import render_comparison, save_picture, side_
 from catome_bench.views.speed import pace
 
 RULE = "keep: in the median of the calls it is faster than unmerged, by 1 % or more, and it passes the gate"
+LONGEST_NAME = 40
 WITHOUT_LPIPS = (
     "LPIPS is left out: its networks are published as pickles only, and nothing but safetensors is loaded here"
 )
@@ -65,7 +67,8 @@ class Compared:
         """Everything but the pictures, for JSON; None stands for the PSNR of equal pictures."""
         about = {"machine": dict(self.machine), "settings": dict(self.settings), "gate": dict(self.gate)}
         rows = [row.to_dict() | {"pictures": list(_files(index, row))} for index, row in enumerate(self.rows)]
-        return about | {"notes": list(self.notes), "rule": RULE, "verdicts": self.verdicts, "rows": rows}
+        answers = {"verdicts": self.verdicts, "kept": [row.name for row in self.recipes if not _faults(row, self.gate)]}
+        return about | {"notes": list(self.notes), "rule": RULE} | answers | {"rows": rows}
 
     def to_json(self) -> str:
         """Everything but the pictures, as a JSON object."""
@@ -114,22 +117,36 @@ def check_gate(gate: Mapping[str, float]) -> dict[str, float]:
 
 
 def _verdict(row: Measured, gate: Mapping[str, float]) -> str:
+    faults = _faults(row, gate)
     if not row.merged or row.psnr is None:
-        return f"{row.name}: nothing merges at this size: drop"
-    speed, psnr = round(row.speedup.median, 2), row.psnr.median
-    likeness = "with the same pictures" if psnr == float("inf") else f"at {psnr:.1f} dB"
-    faults = row.failures(gate) + (["it is no faster"] if speed <= 1 else [])
+        return f"{row.name}: {' and '.join(faults)}: drop"
+    speed, psnr, worst = round(row.speedup.median, 2), row.psnr.median, row.psnr.worst
+    likeness = f"at {psnr:.1f} dB"
+    if psnr == inf:
+        likeness = (
+            "with the same pictures" if worst == inf else f"with mostly the same pictures, the worst at {worst:.1f} dB"
+        )
     answer = f"drop, since {' and '.join(faults)}" if faults else "keep"
     return f"{row.name}: {'as fast' if speed == 1 else pace(speed)} {likeness}: {answer}{_doubt(row)}"
+
+
+def _faults(row: Measured, gate: Mapping[str, float]) -> list[str]:
+    """Why not to keep a recipe."""
+    if not row.merged:
+        return ["nothing merges at this size"]
+    return row.failures(gate) + (["it is no faster"] if round(row.speedup.median, 2) <= 1 else [])
 
 
 def _doubt(row: Measured) -> str:
     """What to say where other calls might well have answered otherwise."""
     low, high = row.speedup.interval
+    if len(row.shown) == 1:
+        return "; it is one call: draw with more seeds to be sure"
     return f"; its speed-up scatters from {low:.2f} to {high:.2f}: draw with more seeds" if low < 1 < high else ""
 
 
 def _files(index: int, row: Measured) -> dict[str, Tensor]:
     """The pictures of a row by the names of their files."""
-    name = "".join(letter if letter.isalnum() else "-" for letter in row.name)
+    # Of a recipe's file, whose path may be longer than a name can be.
+    name = "".join(letter if letter.isalnum() else "-" for letter in row.name)[-LONGEST_NAME:]
     return {f"pictures/{call}-{index}-{name}.png": picture for call, picture in enumerate(row.shown)}

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from catome_adapters.recipes.calibrated import Recipe
 from catome_bench.comparison.drawing import Drawn
-from catome_bench.measure.fidelity import mean_psnr, mean_ssim
+from catome_bench.measure.fidelity import mean_ssim, psnr
 from catome_bench.measure.spread import Spread
 from catome_bench.views.comparison import to_bytes
 
@@ -28,7 +28,7 @@ class Sample(NamedTuple):
         seconds: For each picture.
         denoiser: The part of it that was spent in the networks that merge.
         memory: Peak bytes on the GPU.
-        psnr: In dB, mean over the pictures of the call; inf if they are equal.
+        psnr: In dB, of the mean squared error over the pictures of the call; inf if all are equal.
         ssim: Mean over the pictures of the call.
         merged: Share of the tokens, or of the keys, that merging removed.
         shown: One of the pictures, uint8 (3, height, width).
@@ -53,7 +53,7 @@ class Sample(NamedTuple):
         pictures = drawn.pictures
         if pictures.shape != unmerged.shape:
             raise ValueError(f"drew {tuple(pictures.shape)}, unmerged {tuple(unmerged.shape)}; expected one size")
-        fidelity = mean_psnr(list(pictures), list(unmerged)), mean_ssim(list(pictures), list(unmerged))
+        fidelity = psnr(pictures, unmerged), mean_ssim(pictures, unmerged)
         return cls(len(pictures), *drawn[1:], *fidelity, merged, to_bytes(pictures[len(pictures) // 2]))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from statistics import mean
 
 from torch import Tensor
@@ -10,7 +10,9 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 
 
 def psnr(picture: Tensor, reference: Tensor) -> float:
-    """PSNR in dB of a picture (3, height, width) in [0, 1] against its reference; inf if they are equal.
+    """PSNR in dB of one picture or several (..., 3, height, width) in [0, 1] against references; inf if all are equal.
+
+    Of several it is that of their mean squared error, to which equal ones contribute nothing.
 
     Examples:
         >>> import torch
@@ -33,11 +35,6 @@ def ssim(picture: Tensor, reference: Tensor) -> float:
     return similarity.item()
 
 
-def mean_psnr(pictures: Sequence[Tensor], references: Sequence[Tensor]) -> float:
-    """`psnr` of each picture, averaged."""
-    return mean(map(psnr, pictures, references))
-
-
-def mean_ssim(pictures: Sequence[Tensor], references: Sequence[Tensor]) -> float:
+def mean_ssim(pictures: Iterable[Tensor], references: Iterable[Tensor]) -> float:
     """`ssim` of each picture, averaged."""
     return mean(map(ssim, pictures, references))

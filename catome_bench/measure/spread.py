@@ -17,7 +17,7 @@ class Spread(NamedTuple):
 
     Attributes:
         median: Their median.
-        worst: Their 5th percentile: of twenty, one is at most this.
+        worst: Their 5th percentile: of twenty, one is below it.
         interval: Where the median of others like them would be, nineteen times of twenty (bootstrap).
     """
 
@@ -37,10 +37,21 @@ class Spread(NamedTuple):
         interval = (quantile(medians, 0.025), quantile(medians, 0.975))
         return cls(median(values), quantile(values, 0.05), interval)
 
+    @classmethod
+    def of_distances(cls, values: Sequence[float]) -> Spread:
+        """The spread of values of which the highest is the worst.
+
+        Examples:
+            >>> Spread.of_distances([3.0, 1.0, 2.0])
+            Spread(median=2.0, worst=3.0, interval=(1.0, 3.0))
+        """
+        middle, worst, (low, high) = cls.of([-value for value in values])
+        return cls(-middle, -worst, (-high, -low))
+
     def to_dict(self) -> dict[str, Any]:
         """For JSON, which has no infinity: None stands for it."""
-        low, high = map(_finite, self.interval)
-        return {"median": _finite(self.median), "worst": _finite(self.worst), "interval": [low, high]}
+        low, high = map(for_json, self.interval)
+        return {"median": for_json(self.median), "worst": for_json(self.worst), "interval": [low, high]}
 
 
 def _resampled_medians(values: Sequence[float]) -> list[float]:
@@ -60,5 +71,16 @@ def quantile(values: Sequence[float], share: float) -> float:
     return sorted(values)[min(len(values) - 1, math.floor(share * len(values)))]
 
 
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+def for_json(value: float) -> float | None:
+    """The value; None for infinity, the PSNR of equal pictures.
+
+    Raises:
+        ValueError: If it is NaN, which means that a picture was not finite.
+
+    Examples:
+        >>> for_json(40.0), for_json(math.inf)
+        (40.0, None)
+    """
+    if math.isnan(value):
+        raise ValueError("a measure is NaN; expected pictures whose values are finite: draw in another dtype")
+    return None if math.isinf(value) else value

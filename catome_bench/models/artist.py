@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from catome_adapters import MergeRecipe, SessionSummary, attach, find_sites
+from catome_adapters import RECIPES, MergeRecipe, SessionSummary, attach, find_sites
 from catome_adapters.recipes.calibrated import Recipe
 from catome_bench.models.pipeline import ClassPipeline
 from catome_core import AdaptiveMerge, CheckpointSchedule, MergePlan, MergeWarning
@@ -35,17 +35,24 @@ class Drawing(NamedTuple):
     Attributes:
         picture: The picture on the host, (3, size, size), float, in [0, 1].
         steps: The seconds of each step: from one call of the network to the next, with what is before and after all.
+        beside: Those of the unmerged run that was drawn beside it, in the same process.
         removed: Share of the keys that merging removed from self-attention at the top level, where it was measured.
     """
 
     picture: Tensor
     steps: Sequence[float]
+    beside: Sequence[float] = ()
     removed: float = 0.0
 
     @property
     def seconds(self) -> float:
         """The time it took."""
         return sum(self.steps)
+
+    @property
+    def speedup(self) -> float:
+        """Over the unmerged run beside it."""
+        return sum(self.beside) / self.seconds
 
 
 class Pair(NamedTuple):
@@ -107,10 +114,14 @@ class Artist:
             return Pair(name, baseline, merged, session.summary())
 
     def record(self, name: str, seed: int, recipe: Recipe) -> Recording:
-        """Draw a picture, recording all pairs above the threshold in the layers of the top level (paper, Fig. 4)."""
-        like = recipe if isinstance(recipe, MergeRecipe) else MergeRecipe()
-        matching = like.policy if isinstance(like.policy, AdaptiveMerge) else AdaptiveMerge()
-        policy = replace(matching, capacity=1.0, spare="pad")
+        """Draw a picture, recording all pairs above the threshold in the layers of the top level (paper, Fig. 4).
+
+        Where the recipe has no threshold, it is that of `"keys"`.
+        """
+        like = recipe if isinstance(recipe, MergeRecipe) else RECIPES["keys"]
+        if not isinstance(like.policy, AdaptiveMerge):
+            like = RECIPES["keys"]
+        policy = replace(like.policy, capacity=1.0, spare="pad")
         # "all": whether it gains time or not.
         every = replace(
             like, policy=policy, schedule=CheckpointSchedule.every(1, self.steps), levels="all", during=(0.0, 1.0)

@@ -21,10 +21,10 @@ def measure_drawings(
     apart = [describe.apart(drawing.picture, base.picture) for drawing, base in pairs] if describe else []
     return {
         "seconds": median(drawing.seconds for drawing in drawings),
-        "speedup": Spread.of([base.seconds / drawing.seconds for drawing, base in pairs]).to_dict(),
-        "undisturbed": undisturbed(base.steps for base in references) / undisturbed(one.steps for one in drawings),
+        "speedup": Spread.of([drawing.speedup for drawing in drawings]).to_dict(),
+        "undisturbed": undisturbed(one.beside for one in drawings) / undisturbed(one.steps for one in drawings),
         "psnr": Spread.of([psnr(drawing.picture, base.picture) for drawing, base in pairs]).to_dict(),
         "ssim": Spread.of([ssim(drawing.picture, base.picture) for drawing, base in pairs]).to_dict(),
-        **({"distance": Spread.of(apart).to_dict()} if apart else {}),
+        **({"distance": Spread.of_distances(apart).to_dict()} if apart else {}),
         "removed": mean(drawing.removed for drawing in drawings),
     }

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import torch
@@ -11,25 +13,30 @@ import torch
 from catome_bench.files import whole_file
 from catome_bench.models.artist import Drawing
 
+MACHINE = "machine.json"
+
 
 class Drawn:
     """Pictures by key, drawn once: with a folder, also after the process that drew them has ended.
 
     Args:
         folder: Where they are kept; None: nowhere.
+        machine: What they are drawn with, as JSON values; the folder keeps those of one machine.
 
     Examples:
         >>> from tempfile import TemporaryDirectory
         >>> def never() -> list[Drawing]:
         ...     raise AssertionError
         >>> with TemporaryDirectory() as folder:
-        ...     first = Drawn(folder).of(["cat", "1/4"], lambda: [Drawing(torch.zeros(3, 8, 8), steps=[2.0])])
-        ...     Drawn(folder).of(["cat", "1/4"], never)[0].seconds
+        ...     first = Drawn(folder, {}).of(["cat", "1/4"], lambda: [Drawing(torch.zeros(3, 8, 8), steps=[2.0])])
+        ...     Drawn(folder, {}).of(["cat", "1/4"], never)[0].seconds
         2.0
     """
 
-    def __init__(self, folder: str | Path | None) -> None:
+    def __init__(self, folder: str | Path | None, machine: Mapping[str, Any]) -> None:
         self._folder = None if folder is None else Path(folder)
+        if self._folder is not None:
+            self._check_machine(self._folder / MACHINE, machine)
 
     def of(self, key: Sequence[str], draw: Callable[[], list[Drawing]]) -> list[Drawing]:
         """The pictures of this key; they are drawn if they are not there.
@@ -49,6 +56,20 @@ class Drawn:
         with whole_file(path) as part:
             torch.save([drawing._asdict() for drawing in drawings], part)
         return drawings
+
+    @staticmethod
+    def _check_machine(path: Path, machine: Mapping[str, Any]) -> None:
+        found = json.loads(path.read_text()) if path.exists() else machine
+        others = [name for name in {**machine, **found} if found.get(name) != machine.get(name)]
+        if others:
+            name = others[0]
+            raise ValueError(
+                f"{path.parent} holds pictures drawn with {name} {found.get(name)!r}, not {machine.get(name)!r}, whose "
+                "times cannot be compared; delete it, or pass another output"
+            )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(path) as part:
+            part.write_text(json.dumps(machine))
 
 
 def _load(path: Path) -> list[Drawing]:

@@ -35,7 +35,7 @@ def show_comparison(results: Results) -> Part:
 
 
 def _conclude(found: Mapping[str, Any]) -> str:
-    kept = [row for row in found["rows"][1:] if found["verdicts"][row["name"]].endswith(": keep")]
+    kept = [row for row in found["rows"][1:] if row["name"] in found["kept"]]
     if not kept:
         return f"No recipe is worth keeping here: {'; '.join(found['verdicts'].values())}."
     best = max(kept, key=lambda row: row["speedup"]["median"])

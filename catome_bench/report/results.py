@@ -11,7 +11,7 @@ from PIL import Image
 
 KINDS = {
     "demo": {"settings", "results", "jaccard"},
-    "compare": {"rows", "verdicts", "settings"},
+    "compare": {"rows", "verdicts", "kept", "settings"},
     "bench": {"tables", "suite"},
     "sweep": {"rows", "missing", "distance"},
 }
@@ -56,7 +56,7 @@ def _read_all(folder: Path) -> Iterator[Results]:
         try:
             found = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
-            raise ResultsError(f"{file} is no JSON that can be read: {error}") from error
+            raise ResultsError(f"{file} is no JSON that can be read: {error}; move it elsewhere") from error
         for command, fields in KINDS.items():
             if isinstance(found, dict) and fields <= found.keys():
                 yield Results(command, file, found)

@@ -68,7 +68,8 @@ def _panel(axis: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
     axis.margins(x=0.15)
     axis.set(xlabel="speed-up over the unmerged run", ylabel="PSNR against the unmerged picture, dB")
     axis.grid(alpha=0.3)
-    axis.legend()
+    if rows:
+        axis.legend()
 
 
 def _short(name: str) -> str:

@@ -113,6 +113,15 @@ def test_demo_writes_pictures_curves_and_results(tmp_path, arch, sites):
 
 
 @pytest.mark.filterwarnings("ignore:nothing merged")
+@pytest.mark.parametrize("recipe", [[], ["--recipe", "fast"], ["--recipe", "todo"]])
+def test_demo_of_recipes_without_a_threshold_records_the_pairs_of_another(tmp_path, recipe):
+    arguments = ["demo", "--steps", "2", "--images", "1", "--size", "24", "--output", str(tmp_path), *recipe]
+    result = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    assert len(json.loads((tmp_path / "results.json").read_text())["jaccard"]) == 3
+
+
+@pytest.mark.filterwarnings("ignore:nothing merged")
 def test_demo_of_a_picture_too_small_to_merge_says_so(tmp_path, monkeypatch):
     monkeypatch.setitem(rates.DEVICE_RATES, "cpu", MERGING_COSTS)
     titles = []
@@ -154,10 +163,12 @@ def test_a_dit_begins_as_the_identity():
         assert not trainer.model(latents, timesteps, labels).sample.any()
 
 
-def test_a_checkpoint_of_the_other_architecture_is_refused(tmp_path):
+def test_a_checkpoint_of_another_architecture_or_seed_is_refused(tmp_path):
     Trainer(torch.device("cpu"), 0, "unet").save(tmp_path / "state.pt")
     with pytest.raises(ValueError, match=r"state\.pt trains arch 'unet'; expected 'dit'"):
         Trainer(torch.device("cpu"), 0, "dit").load(tmp_path / "state.pt")
+    with pytest.raises(ValueError, match=r"state\.pt trains with seed 0; expected 7: choose another file"):
+        Trainer(torch.device("cpu"), 7, "unet").load(tmp_path / "state.pt")
 
 
 @pytest.mark.parametrize("stages", STAGES.values(), ids=STAGES)

@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 
 from catome_bench.cli import app
 from catome_bench.commands import jobs
+from catome_bench.commands.setting import Setting
 from catome_bench.commands.suites import HEADLINES, SUITES
 from catome_bench.races import blocks, networks, never_slower, pictures
 from catome_core import TokenGrid
@@ -74,7 +75,7 @@ def test_a_measurement_that_fails_loses_no_other(small_suite, tmp_path, monkeypa
 
     monkeypatch.setattr(jobs, "race_kernels", fail)
     result, report = run_command("--level", "kernels", "--level", "operations", output=tmp_path / "out.json")
-    assert result.exit_code == 0, result.output
+    assert result.exit_code == 1 and "failed, for the reason in its table: kernels" in result.output
     notes = {table["level"]: table["note"] for table in report["tables"]}
     assert notes == {"kernels": "RuntimeError: no such kernel", "operations": ""}
 
@@ -86,6 +87,11 @@ def test_a_measurement_that_fails_loses_no_other(small_suite, tmp_path, monkeypa
         (["--case", "sd3"], "'sd3'"),
         (["--suite", "tpu"], "'tpu'"),
         (["--level", "model", "--case", "wan-480p"], "wan-480p"),
+        (["--case", "unet"], "no measurement of unet at the levels block,"),
+        (["--level", "ladder", "--case", "wan-480p"], "no measurement of wan-480p at the levels ladder"),
+        (["--level", "kernels", "--case", "sd15-512"], "no measurement of sd15-512 at the levels kernels"),
+        (["--level", "pipeline", "--subject", "balansed"], "subject is 'balansed'; expected one of"),
+        (["--level", "never-slower", "--subject", "balanced"], "leave out the subject 'balanced'"),
     ],
 )
 def test_the_command_refuses_what_it_does_not_know(small_suite, tmp_path, arguments, message):
@@ -99,7 +105,8 @@ def test_only_the_subjects_that_are_asked_for_run_beside_the_unpatched(small_sui
     chosen = "--level", "block", "--case", "sd15-512", "--subject", "lattice"
     _, report = run_command(*chosen, output=tmp_path / "out.json")
     assert {row["subject"] for row in report["tables"][0]["rows"]} == {"unpatched", "lattice"}
-    _, report = run_command(*chosen, "--subject", "lattices", output=tmp_path / "out.json")
+    result, report = run_command(*chosen, "--subject", "lattices", output=tmp_path / "out.json")
+    assert result.exit_code == 1
     assert "'lattices'; expected one of ['unpatched'" in report["tables"][0]["note"]
 
 
@@ -135,7 +142,7 @@ def test_never_slower_draws_as_asked_for(small_suite, tmp_path, monkeypatch, arg
 
 
 def test_the_gpu_suite_compiles_only_its_headlines():
-    setting = jobs.Setting(suite=SUITES["gpu"], device="cpu", repeats=1)
+    setting = Setting(suite=SUITES["gpu"], device="cpu", repeats=1)
     everybody = set(contenders_of("unet"))
     assert set(HEADLINES) < everybody
     order = [job.mode for job in jobs.plan_jobs(setting, SUITES["gpu"].levels, ())]
@@ -144,8 +151,8 @@ def test_the_gpu_suite_compiles_only_its_headlines():
 
 
 def test_the_ladder_of_the_gpu_suite_is_that_of_a_block_that_takes_an_image():
-    setting = jobs.Setting(suite=SUITES["gpu"], device="cpu", repeats=1)
-    assert {job.case for job in jobs.plan_jobs(setting, ["ladder"], ["flux-1024-single"])} == {"sdxl-1024-deep"}
+    setting = Setting(suite=SUITES["gpu"], device="cpu", repeats=1)
+    assert {job.case for job in jobs.plan_jobs(setting, ["ladder"], ())} == {"sdxl-1024-deep"}
 
 
 def test_pictures_survive_an_error_and_the_next_run_goes_on_with_them(small_suite, tmp_path, monkeypatch):

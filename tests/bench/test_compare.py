@@ -15,6 +15,8 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 from catome_adapters import RECIPES, MergeRecipe, attach, sessions
 from catome_bench.compare import Compared, compare
 from catome_bench.comparison.compared import check_gate
+from catome_bench.comparison.drawing import Drawn
+from catome_bench.comparison.measured import Sample
 from catome_bench.measure.spread import Spread
 from catome_bench.views.comparison import to_bytes
 from catome_core import Lattice
@@ -250,7 +252,6 @@ def changed(compared: Compared, **values: Any) -> Compared:
         ),
         ({"speedup": 2.0, "psnr": float("inf"), "ssim": 1.0}, "1/4: 2.00x faster with the same pictures: keep", True),
         ({"speedup": 2.0, "psnr": 40.0, "ssim": 1.0, "merged": 0}, "1/4: nothing merges at this size: drop", True),
-        ({"speedup": 2.0, "psnr": float("nan"), "ssim": 1.0}, "is below 30 dB", False),
     ],
 )
 def test_a_recipe_is_kept_if_it_is_faster_and_passes_the_gate(compared, values, sentence, passes):
@@ -264,6 +265,29 @@ def test_a_speed_up_that_scatters_around_one_is_doubted(compared, interval, doub
     row = replace(changed(compared, psnr=40.0, ssim=1.0).rows[1], speedup=Spread(1.1, 0.9, interval))
     sentence = replace(compared, rows=(compared.rows[0], row)).verdicts["1/4"]
     assert ("draw with more seeds" in sentence) is doubted
+
+
+def test_one_call_is_doubted_and_the_worst_picture_is_not_hidden(compared):
+    row = changed(compared, speedup=1.5, psnr=float("inf"), ssim=1.0).rows[1]
+    one = replace(row, shown=row.shown[:1])
+    assert "it is one call: draw with more seeds" in replace(compared, rows=(compared.rows[0], one)).verdicts["1/4"]
+    mostly = replace(row, psnr=Spread(float("inf"), 30.0, (30.0, float("inf"))))
+    sentence = replace(compared, rows=(compared.rows[0], mostly)).verdicts["1/4"]
+    assert "1.50x faster with mostly the same pictures, the worst at 30.0 dB: keep" in sentence
+
+
+def test_an_equal_frame_does_not_make_the_others_equal():
+    clip = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    other = clip.clone()
+    other[1:] = (other[1:] + 0.1).clamp(max=1)
+    sample = Sample.of(Drawn(other, 1.0, 1.0, None), clip, 0.5)
+    assert sample.psnr == pytest.approx(-10 * (other - clip).square().mean().log10().item())
+
+
+def test_the_name_of_a_picture_is_never_too_long(compared, tmp_path):
+    path = "/a/folder/" * 60 + "recipe.json"
+    rows = (compared.rows[0], replace(compared.rows[1], name=path))
+    assert replace(compared, rows=rows).save(tmp_path).exists()
 
 
 def test_passes_asks_every_recipe_for_the_floors_it_is_given(compared):
@@ -286,6 +310,7 @@ def test_what_is_saved_is_what_was_measured(compared, tmp_path):
     assert found == json.loads(compared.to_json()) and found["settings"]["seeds"] == [0, 1]
     assert found["settings"]["calls"] == [CALL]
     assert found["verdicts"] == compared.verdicts and found["gate"] == {"ssim": 0}
+    assert found["kept"] == [name for name, verdict in compared.verdicts.items() if ": keep" in verdict]
     for row, measured in zip(found["rows"], compared.rows, strict=True):
         assert row["recipe"] == (measured.recipe and json.loads(measured.recipe.to_json()))
         assert row["seconds"]["median"] == measured.seconds.median

@@ -52,7 +52,8 @@ def test_a_saved_pipeline_is_opened_drawn_and_compared(tmp_path, name):
 
 
 def test_every_prompt_of_the_line_and_of_the_file_is_drawn(shipped):
-    Path("prompts.txt").write_text("cat\n\n  rocket \n", encoding="utf-8")
+    # With a byte order mark.
+    Path("prompts.txt").write_text("cat\n\n  rocket \n", encoding="utf-8-sig")
     assert run("dit", "--prompt", "temple", "--prompts", "prompts.txt", "--height", 16, "--seeds", 2).exit_code == 0
     found = json.loads(Path("catome-compare/comparison.json").read_text())
     classes = [call["classes"] for call in found["settings"]["calls"]]
@@ -88,6 +89,7 @@ def test_the_exit_code_says_whether_the_gate_is_passed(shipped, gate, code):
         ("unet --prompts bytes.txt", "bytes.txt cannot be read: "),
         ("unet --prompt cat --recipe best", "'best'; expected one of default"),
         ("unet --prompt cat --recipe empty.txt", "empty.txt: "),
+        ("unet --prompt cat --recipe five.json", "five.json: "),
         (
             "unet --prompt cat --recipe tome",
             "transformer_blocks.0: cannot merge in scope='progressive': it merges for good",
@@ -113,6 +115,7 @@ def test_the_exit_code_says_whether_the_gate_is_passed(shipped, gate, code):
 )
 def test_bad_input_is_one_line_with_the_remedy_and_leaves_nothing(shipped, arguments, message):
     Path("empty.txt").touch()
+    Path("five.json").write_text("5")
     Path("bytes.txt").write_bytes(b"\xff")
     Path("folder").mkdir()
     before = sorted(Path().rglob("*"))

@@ -167,17 +167,16 @@ def test_results_of_before_undisturbed_was_measured_have_a_table():
 
 def test_the_speed_up_is_the_median_over_the_pictures():
     picture = noise(3, 16, 16).sigmoid()
-    base = [Drawing(picture, [seconds], 0) for seconds in (1.0, 1.0, 8.0)]
-    ours = [Drawing(picture, [seconds], 0) for seconds in (0.5, 1.0, 2.0)]
-    measured = measure_drawings(ours, base)
+    times = [(0.5, 1.0), (1.0, 1.0), (2.0, 8.0)]
+    ours = [Drawing(picture, [seconds], beside=[unmerged]) for seconds, unmerged in times]
+    measured = measure_drawings(ours, ours)
     assert measured["speedup"] == {"median": 2, "worst": 1, "interval": [1, 4]}
 
 
 def test_undisturbed_takes_every_step_from_the_picture_where_it_was_fastest():
     picture = noise(3, 16, 16).sigmoid()
-    base = [Drawing(picture, steps) for steps in ([2.0, 8.0], [7.0, 3.0])]
-    ours = [Drawing(picture, [steps]) for steps in (2.0, 2.5)]
-    assert measure_drawings(ours, base)["undisturbed"] == (2.0 + 3.0) / 2.0
+    ours = [Drawing(picture, [2.0], beside=[2.0, 8.0]), Drawing(picture, [2.5], beside=[7.0, 3.0])]
+    assert measure_drawings(ours, ours)["undisturbed"] == (2.0 + 3.0) / 2.0
 
 
 def test_the_scatter_plot_labels_every_subject_legibly():

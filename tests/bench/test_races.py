@@ -105,6 +105,20 @@ class TestChecks:
         (row,) = check_reuse({"noisy": lambda stack: Contender(Noisy(), (torch.ones(4),), phases)}, "eager", "cpu")
         assert row["identical"] is False
 
+    def test_another_error_says_nothing_about_waiting(self):
+        class Broken(nn.Module):
+            def forward(self, tokens):
+                if self.called:
+                    raise torch.OutOfMemoryError("out of memory")
+                self.called = True
+                return tokens
+
+            called = False
+
+        phases = {"checkpoint": lambda: None, "reuse": lambda: None}
+        (row,) = check_reuse({"broken": lambda stack: Contender(Broken(), (torch.ones(4),), phases)}, "eager", "cpu")
+        assert row["host_reads"] is None and "out of memory" in row["note"]
+
 
 class TestKernels:
     @pytest.mark.parametrize("mode", ["eager", "compiled"])

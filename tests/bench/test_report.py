@@ -87,6 +87,7 @@ def write_comparison(folder: Path) -> None:
     found["settings"]["calls"] = [{"prompt": EVIL}, {"classes": ["\ud800", "rocket"]}]
     for row, name in zip(found["rows"][1:], (EVIL, "$x_$"), strict=True):
         found["verdicts"][name] = found["verdicts"].pop(row["name"])
+        found["kept"] = [name if kept == row["name"] else kept for kept in found["kept"]]
         row["name"] = name
     file.write_text(json.dumps(found))
 
@@ -180,7 +181,7 @@ def test_the_conclusion_comes_first_whichever_results_are_there(results, kind, f
             other.unlink()
     if kind == "compare":
         found = json.loads((results / file).read_text())
-        found["verdicts"] = dict.fromkeys(found["verdicts"], "it is slower: drop")
+        found |= {"verdicts": dict.fromkeys(found["verdicts"], "it is slower: drop"), "kept": []}
         (results / file).write_text(json.dumps(found))
     page = page_of(results)
     assert len(page.of_class("conclusion")) == len(page.all("section")) == 1
@@ -192,11 +193,22 @@ def test_of_recipes_that_are_kept_the_fastest_one_is_the_conclusion(results):
     (results / "results.json").unlink()
     (results / "benchmark.json").unlink()
     found = json.loads((results / "comparison.json").read_text())
-    found["verdicts"] = {EVIL: "slow: keep", "$x_$": "fast: keep"}
+    found |= {"verdicts": {EVIL: "slow: keep", "$x_$": "fast: keep; it is one call"}, "kept": [EVIL, "$x_$"]}
     for row, speedup in zip(found["rows"][1:], (1.1, 1.2), strict=True):
         row["speedup"] = spread(speedup)
     (results / "comparison.json").write_text(json.dumps(found))
-    assert "fast: keep." in page_of(results).texts
+    assert "fast: keep; it is one call." in page_of(results).texts
+
+
+def test_a_recipe_that_draws_the_same_pictures_keeps_any_floor(results):
+    for other in ("results.json", "comparison.json"):
+        (results / other).unlink()
+    found = json.loads((results / "benchmark.json").read_text())
+    for row in found["tables"][0]["rows"]:
+        row["psnr"] = {"median": None, "worst": None, "interval": [None, None]}
+    (results / "benchmark.json").write_text(json.dumps(found))
+    text = page_of(results).text
+    assert "with the same pictures" in text and "no recipe keeps" not in text
 
 
 def test_every_picture_is_there_once_for_each_way_to_draw_it(page):

@@ -14,7 +14,7 @@ from catome_adapters.recipes.calibrated import CalibratedRecipe, identify_sites
 from catome_bench.calibrate import Calibration, calibrate
 from catome_bench.calibration import damage
 from catome_bench.calibration.goal import psnr_of
-from catome_bench.measure.fidelity import mean_psnr
+from catome_bench.measure.fidelity import psnr
 from catome_core import CheckpointSchedule, Lattice
 from zoo.class_pipelines import tiny_shipped
 from zoo.pipeline_parts import quiet
@@ -76,7 +76,7 @@ def test_the_figures_of_the_fit_are_those_of_pictures_drawn_by_hand(calibration)
     for one in dict.fromkeys(recipes.values()):
         attach(pipe, one, sites=[site for site in find_sites(pipe) if recipes.get(site.name) == one])
     merged = pipe(**CALL, generator=torch.Generator().manual_seed(4))
-    assert fit["measured"]["psnr"] == pytest.approx(mean_psnr(list(merged), list(unmerged)), abs=1e-3)
+    assert fit["measured"]["psnr"] == pytest.approx(psnr(merged, unmerged), abs=1e-3)
     assert fit["met"] is (fit["measured"]["psnr"] >= 40)
     assert fit["predicted"]["psnr"] == pytest.approx(psnr_of(sum(one.error for one in calibration.choice)))
 
@@ -147,6 +147,17 @@ def test_another_goal_goes_on_with_the_same_measurements(tmp_path):
     before = (tmp_path / "fit.jsonl").read_text()
     assert of(tiny(), measurements=tmp_path / "fit.jsonl", speedup=1.001).recipe.fit["goal"] == "1.001x"
     assert (tmp_path / "fit.jsonl").read_text() == before
+
+
+@pytest.mark.usefixtures("saves", "few")
+def test_measurements_are_those_of_the_same_weights(tmp_path):
+    of(tiny(), measurements=tmp_path / "fit.jsonl")
+    other = tiny()
+    with torch.no_grad():
+        for weight in other.transformer.parameters():
+            weight += 0.01
+    with pytest.raises(ValueError, match=r"holds measurements of a run with pipeline=.*; delete it, or pass another"):
+        of(other, measurements=tmp_path / "fit.jsonl")
 
 
 @pytest.mark.usefixtures("saves", "few")

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from PIL import Image
 
 from catome_adapters import RECIPES, attach, sessions
@@ -291,6 +292,18 @@ def test_bad_input_is_found_before_anything_is_written(sweep, pipe, tmp_path, ch
     with pytest.raises(error, match=message):
         sweep(**changes)
     assert files(tmp_path) == {} and sessions(pipe) == []
+
+
+def test_a_pipeline_without_blocks_that_merge_is_refused(sweep):
+    unet = UNet2DModel(
+        sample_size=8,
+        block_out_channels=(8,),
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D",),
+        up_block_types=("UpBlock2D",),
+    )
+    with pytest.raises(ValueError, match="DDPMPipeline has no blocks whose tokens can merge; expected a UNet"):
+        sweep(pipe=DDPMPipeline(unet, DDPMScheduler()))
 
 
 def test_a_session_a_compiled_pipeline_and_odd_processes_are_refused(sweep, pipe, monkeypatch):

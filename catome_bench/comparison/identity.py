@@ -1,10 +1,12 @@
-"""What tells a pipeline from another, so that a folder never holds pictures of two."""
+"""What tells a pipeline from another, so that a folder or a file never holds what was drawn by two."""
 
 from __future__ import annotations
 
 import json
 from hashlib import sha256
 from typing import Any
+
+from torch import nn
 
 from catome_bench.comparison.drawing import networks_of
 
@@ -13,7 +15,7 @@ SAMPLED = 16
 
 
 def identify(pipe: Any) -> dict[str, Any]:
-    """The classes, the scheduler with its options, the dtype, and a digest of the weights of the networks that merge.
+    """The classes, the scheduler with its options, the dtype, and a digest of the weights of all of its networks.
 
     Examples:
         >>> from catome_bench.models import load_shipped
@@ -21,13 +23,15 @@ def identify(pipe: Any) -> dict[str, Any]:
         ['pipeline', 'networks', 'dtype', 'weights', 'scheduler']
     """
     networks, digest = networks_of(pipe), sha256()
-    for name, parameter in (pair for network in networks for pair in network.named_parameters()):
+    parts = dict.fromkeys([*networks, *(part for part in vars(pipe).values() if isinstance(part, nn.Module))])
+    for name, parameter in (pair for part in parts for pair in part.named_parameters()):
         digest.update(name.encode())
-        digest.update(parameter.detach().flatten()[:SAMPLED].float().cpu().numpy().tobytes())
+        if not parameter.is_meta:  # offloaded one by one
+            digest.update(parameter.detach().flatten()[:SAMPLED].float().cpu().numpy().tobytes())
     return {
         "pipeline": type(pipe).__name__,
         "networks": [type(network).__name__ for network in networks],
         "dtype": str(next(networks[0].parameters()).dtype).removeprefix("torch."),
         "weights": digest.hexdigest()[:16],
-        "scheduler": json.loads(pipe.scheduler.to_json_string()),
+        "scheduler": json.loads(pipe.scheduler.to_json_string()) if hasattr(pipe, "scheduler") else None,
     }

@@ -1,0 +1,65 @@
+"""What tells one call from another, and one pipeline from another."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from catome_bench.comparison.calls import fingerprint
+from catome_bench.comparison.identity import identify
+from zoo.class_pipelines import tiny_shipped
+
+
+def call_with(steps, image=None):
+    def draw(pipe, generator):
+        return pipe(["cat"], num_inference_steps=steps, image=image, generator=generator)
+
+    return draw
+
+
+def tensor(value, dtype=torch.float32):
+    return torch.full((2, 2), value, dtype=dtype)
+
+
+def picture(value):
+    return Image.fromarray(np.full((4, 4, 3), value, dtype=np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"prompt": "a cat"}, {"prompt": "a dog"}),
+        ({"prompt": "a cat"}, {"negative_prompt": "a cat"}),
+        ({"steps": 4}, {"steps": 4.0}),
+        ({"sizes": [1, 2]}, {"sizes": [[1], 2]}),
+        ({"image": tensor(0.0)}, {"image": tensor(1.0)}),
+        ({"image": tensor(0)}, {"image": tensor(0, torch.int64)}),
+        ({"image": tensor(0.0).view(4)}, {"image": tensor(0.0)}),
+        ({"image": picture(0)}, {"image": picture(1)}),
+        (call_with(4), call_with(50)),
+        (call_with(4, tensor(0.0)), call_with(4, tensor(1.0))),
+        (lambda pipe, generator: pipe(steps=4), lambda pipe, generator: pipe(steps=50)),
+    ],
+)
+def test_other_calls_have_another_fingerprint(one, other):
+    assert fingerprint(one) != fingerprint(other)
+
+
+def test_equal_calls_have_one():
+    assert fingerprint(call_with(4, tensor(0.0))) == fingerprint(call_with(4, tensor(0.0)))
+    same = ({"image": picture(3), "embeds": tensor(1.0, torch.bfloat16)} for _ in range(2))
+    assert len(set(map(fingerprint, same))) == 1
+
+
+def test_a_pipeline_is_another_with_other_weights_anywhere_or_another_scheduler():
+    pipe = tiny_shipped("dit")
+    first = identify(pipe)
+    assert identify(pipe) == first
+    pipe.text_encoder = nn.Linear(2, 2)
+    second = identify(pipe)
+    with torch.no_grad():
+        pipe.text_encoder.weight += 1
+    assert len({one["weights"] for one in (first, second, identify(pipe))}) == 3
+    pipe.scheduler.register_to_config(clip_sample=not pipe.scheduler.config.clip_sample)
+    assert identify(pipe)["scheduler"] != first["scheduler"]
