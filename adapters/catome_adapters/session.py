@@ -78,14 +78,14 @@ class MergeSession:
 
     def detach(self) -> None:
         """Restore the model and its scheduler exactly; safe to call again. What was compiled is compiled anew."""
-        try:
-            self._tracker.finish()
-        finally:
-            attachments = [run.attachment for run in self._runs.each]
-            for part in (*attachments, *self._tracker.sources, *self._graphs):
-                part.remove()
-            torch.compiler.reset()
-            _ATTACHED.pop(id(self), None)
+        attachments = [run.attachment for run in self._runs.each]
+        # The last one first, each also after an error of another.
+        with ExitStack() as undo:
+            undo.callback(_ATTACHED.pop, id(self), None)
+            undo.callback(torch.compiler.reset)
+            for part in (*self._graphs, *self._tracker.sources, *attachments):
+                undo.callback(part.remove)
+            undo.callback(self._tracker.finish)
 
     def reset(self) -> None:
         """Forget every plan and the step: the next call begins a run of unknown length.

@@ -1,6 +1,7 @@
 """Finding the sessions of a model, ending them without a handle, and what a session says when it is over."""
 
 import copy
+import functools
 import gc
 import weakref
 from types import SimpleNamespace
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from catome_adapters import MergeRecipe, attach, detach, find_sites, sessions
+from catome_adapters.steps.scheduler import SchedulerSource
 from probes import anatomy
 from running import make_recipe, run
 from zoo.unet_pipelines import class_pipeline, draw
@@ -115,3 +117,46 @@ def test_what_a_session_did_can_be_read_when_it_is_over():
         texts, plans = [str(session.summary()), session.report()], list(session.plans())
     assert [str(session.summary()), session.report()] == texts
     assert list(session.plans()) == plans != []
+
+
+def test_detaching_after_somebody_has_taken_off_a_patch_of_the_same_method_restores_everything():
+    """As `unittest.mock` takes its patches off: with our own underneath."""
+    pipe = class_pipeline()
+    before = anatomy(pipe.unet), dict(vars(pipe.scheduler))
+    session = attach(pipe, make_recipe())
+    pipe.scheduler.step = pipe.scheduler.step.__call__
+    del pipe.scheduler.step
+    session.detach()
+    assert (anatomy(pipe.unet), dict(vars(pipe.scheduler))) == before
+
+
+def test_patch_that_is_on_at_detach_stays_and_the_next_session_keeps_it():
+    pipe, calls = class_pipeline(), []
+    unmerged = draw(pipe)
+
+    def count(step):
+        @functools.wraps(step)
+        def counted(*args, **kwargs):
+            calls.append(step)
+            return step(*args, **kwargs)
+
+        return counted
+
+    with attach(pipe, make_recipe()):
+        merged = draw(pipe)
+        pipe.scheduler.step = patch = count(pipe.scheduler.step)
+    assert torch.equal(draw(pipe), unmerged) and len(calls) == 5
+    with attach(pipe, make_recipe()) as session:
+        assert torch.equal(draw(pipe), merged) and len(calls) == 10
+        assert session.summary().checkpoints == (0, 2)
+    assert pipe.scheduler.step is patch
+
+
+def test_part_that_fails_to_detach_keeps_no_other_from_it(monkeypatch):
+    pipe, limit = class_pipeline(), torch._dynamo.config.recompile_limit
+    before, session = anatomy(pipe.unet), attach(pipe, make_recipe(capacity=None))
+    monkeypatch.setattr(SchedulerSource, "remove", lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        session.detach()
+    assert anatomy(pipe.unet) == before and sessions(pipe) == []
+    assert torch._dynamo.config.recompile_limit == limit

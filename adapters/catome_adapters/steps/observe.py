@@ -12,17 +12,18 @@ Subscriber = TypeVar("Subscriber")
 class ObservedMethod:
     """Replaces one method of one object, with the same signature; copied by itself, it is the method of a copy."""
 
-    def __init__(self, owner: Any, name: str, call: Callable[..., Any]) -> None:
-        self.owner, self.name, self.call = owner, name, call
-        self.method = getattr(owner, name)
-        functools.update_wrapper(self, self.method)
+    def __init__(self, observer: MethodObserver[Any], name: str, call: Callable[..., Any]) -> None:
+        method = getattr(observer.owner, name)
+        # First: what another library has wrapped around an observed method carries the attributes of that one.
+        functools.update_wrapper(self, method)
+        self.observer, self.name, self.call, self.method = observer, name, call, method
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the observer's function with the original method and its arguments."""
-        return self.call(self.method, *args, **kwargs)
+        """Run the observer's function with the original method and its arguments, while there are subscribers."""
+        return self.call(self.method, *args, **kwargs) if self.observer.subscribers else self.method(*args, **kwargs)
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        return getattr, (self.owner, self.name)
+        return getattr, (self.observer.owner, self.name)
 
 
 class MethodObserver(Generic[Subscriber]):
@@ -44,11 +45,11 @@ class MethodObserver(Generic[Subscriber]):
         self.owner: Any = owner
         self.subscribers: list[Subscriber] = []
         calls = {name: call for name, call in self._calls().items() if hasattr(owner, name)}
-        methods = {name: ObservedMethod(owner, name, call) for name, call in calls.items()}
+        methods = {name: ObservedMethod(self, name, call) for name, call in calls.items()}
         # Python looks this one up on the object itself, for copies of every kind.
-        replaced = methods | {self.attribute: self, "__getstate__": self._state_of_copy}
-        self.before = {name: vars(owner).get(name) for name in replaced}
-        vars(owner).update(replaced)
+        self.replaced: dict[str, Any] = methods | {self.attribute: self, "__getstate__": self._state_of_copy}
+        self.before = {name: vars(owner).get(name) for name in self.replaced}
+        vars(owner).update(self.replaced)
 
     @classmethod
     def subscribe(cls, owner: Any, subscriber: Subscriber) -> Self:
@@ -63,6 +64,9 @@ class MethodObserver(Generic[Subscriber]):
         if self.subscribers:
             return
         for name, value in self.before.items():
+            # Others may have put a method of theirs on top, which stays, or taken ours off.
+            if vars(self.owner).get(name) is not self.replaced[name]:
+                continue
             if value is None:
                 del vars(self.owner)[name]
             else:
