@@ -6,12 +6,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from catome_adapters import RECIPES, MergeRecipe
 from catome_bench import cli, names
 from catome_bench.cli import app
-from catome_bench.commands import bench, demo, train, vits
+from catome_bench.commands import bench, demo, options, train, vits
 from catome_bench.commands.suites import SUITES
 from catome_bench.files import whole_file
 from catome_bench.measure import versions
@@ -38,6 +39,15 @@ def run_alone(program: str, **options: object) -> subprocess.CompletedProcess[st
     """In a process of its own, which has imported nothing yet."""
     path = {"PYTHONPATH": os.pathsep.join(sys.path)}
     return subprocess.run([sys.executable, "-c", program], env=os.environ | path, text=True, check=False, **options)
+
+
+def test_a_gpu_that_is_named_is_the_current_one(monkeypatch):
+    """Events and memory are those of the current one."""
+    chosen: list[str] = []
+    monkeypatch.setattr(torch, "zeros", lambda *_, device: torch.ones(1))
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    assert [options.choose_device(name) for name in ("cuda:1", "cuda", "cpu")] == ["cuda:1", "cuda", "cpu"]
+    assert chosen == ["cuda:1"]
 
 
 HELP = f"""
