@@ -139,29 +139,28 @@ class PositionGrid:
         self.argument, self.row = argument, row
         # Not where it is defined: this imports the compiler, which takes longer than all the rest of the library.
         torch.compiler.assume_constant_result(_read)
-        self.known: tuple[Tensor, int | None] | None = None
-        self.shape: Shape = ()
+        self.known: tuple[Tensor | None, int | None, Shape] = (None, None, ())
 
     def __call__(self, arguments: Mapping[str, Any]) -> GridSize:
         """The grid of the first image."""
         _refuse_cached_keys(arguments)
-        positions = arguments[self.argument]
-        positions = positions[0] if positions.ndim == 3 else positions
-        height, width = shape = self._shape(positions)
-        return GridSize(shape, len(positions) - height * width)
+        given: Tensor = arguments[self.argument]
+        shape = self._shape(given, given[0] if given.ndim == 3 else given)
+        return GridSize(shape, given.shape[-2] - prod(shape))
 
-    def _shape(self, positions: Tensor) -> Shape:
+    def _shape(self, given: Tensor, positions: Tensor) -> Shape:
+        # What is known is known of the tensor that was given: an index makes another one in every call.
         if torch.compiler.is_compiling():
             shape = _read(positions, self.row)
             _expect_positions(positions, self.row, shape, COMPILED)
             return shape
         # Tensors of inference mode have no version.
-        version = None if positions.is_inference() else positions._version
-        if self.known is None or self.known[0] is not positions or self.known[1] != version:
-            self.known, self.shape = (positions, version), _read(positions, self.row)
+        version = None if given.is_inference() else given._version
+        if self.known[0] is not given or self.known[1] != version:
+            self.known = given, version, _read(positions, self.row)
         else:
-            _expect_positions(positions, self.row, self.shape, WRITTEN)
-        return self.shape
+            _expect_positions(positions, self.row, self.known[2], WRITTEN)
+        return self.known[2]
 
 
 def _refuse_cached_keys(arguments: Mapping[str, Any]) -> None:
@@ -173,13 +172,11 @@ def _refuse_cached_keys(arguments: Mapping[str, Any]) -> None:
 
 
 def _read(positions: Tensor, row: int) -> Shape:
-    rows = positions.tolist()
-    first = rows[0][:row]
-    image = [one[row : row + 2] for one in rows if one[:row] == first]
-    (top, bottom), (left, right) = ((min(line), max(line)) for line in zip(*image, strict=True))
-    height, width = int(bottom - top) + 1, int(right - left) + 1
-    raster = [[*first, top + index // width, left + index % width] for index in range(height * width)]
-    if [one[: row + 2] for one in rows[: len(image)]] != raster:
+    # One transfer, and the rest on the host; in a format in which no two positions are the same.
+    positions = positions.detach().cpu().double()
+    image = positions[(positions[:, :row] == positions[:1, :row]).all(-1), row : row + 2]
+    height, width = (int(size) + 1 for size in image.amax(0) - image.amin(0))
+    if not _fits(positions, row, (height, width)):
         raise ValueError(
             f"positions of shape {tuple(positions.shape)} name {len(image)} tokens in {height} rows and {width} "
             "columns; expected a full grid in raster order, in front of all other tokens"
@@ -189,12 +186,15 @@ def _read(positions: Tensor, row: int) -> Shape:
 
 def _expect_positions(positions: Tensor, row: int, shape: Shape, reason: str) -> None:
     """Raise RuntimeError if the positions are not those of this grid; the host does not wait for the device."""
-    height, width = shape
+    message = f"positions are not those of the {shape[0]} x {shape[1]} grid that {reason}"
+    torch.ops.aten._assert_async.msg(_fits(positions, row, shape), message)
+
+
+def _fits(positions: Tensor, row: int, shape: Shape) -> Tensor:
+    """Whether the first tokens, and no others, are those of an image of this grid, in raster order."""
     index = torch.arange(len(positions), device=positions.device)
-    in_grid = index < height * width
+    in_grid = index < prod(shape)
     of_image = (positions[:, :row] == positions[:1, :row]).all(-1)
-    expected = torch.stack([index // width, index % width], -1) + positions[:1, row : row + 2]
+    expected = torch.stack([index // shape[1], index % shape[1]], -1) + positions[:1, row : row + 2]
     at_place = (positions[:, row : row + 2] == expected).all(-1)
-    fits = (of_image == in_grid) & (at_place | ~in_grid)
-    message = f"positions are not those of the {height} x {width} grid that {reason}"
-    torch.ops.aten._assert_async.msg(fits.all(), message)
+    return ((of_image == in_grid) & (at_place | ~in_grid)).all()

@@ -69,15 +69,17 @@ class Reads(TorchFunctionMode):
         self.count = 0
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        self.count += getattr(func, "__name__", "") == "tolist"
+        self.count += getattr(func, "__name__", "") in ("tolist", "cpu")
         return func(*args, **kwargs or {})
 
 
 @pytest.mark.parametrize("inference", [True, False])
-def test_positions_are_read_once_and_then_compared_where_they_are(inference):
+@pytest.mark.parametrize("batch", [(), (2,)], ids=["tokens", "batch"])
+def test_positions_are_read_once_and_then_compared_where_they_are(inference, batch):
+    """With a batch dimension, too, which makes a tensor of its own of every sample."""
     grid = PositionGrid("img_ids")
     with torch.inference_mode(inference), Reads() as reads:
-        buffer = torch.cat([ids(5, 7), positions(3, 3, first=1, width=3)])
+        buffer = torch.cat([ids(5, 7), positions(3, 3, first=1, width=3)]).repeat(*batch, 1, 1)
         assert [grid({"img_ids": buffer}) for _ in range(3)] == [((5, 7), REFERENCES)] * 3
     assert reads.count == 1
 
