@@ -53,9 +53,9 @@ def compose(first: MergePlan, second: MergePlan) -> MergePlan:
         ([[0, 0, 1, 0]], [[3, 1]], [[1, 2]])
     """
     (batch,) = torch.broadcast_shapes(first.slot.shape[:1], second.slot.shape[:1])
-    inner, outer = (MergePlan(*(part.expand(batch, -1) for part in plan[:3])) for plan in (first, second))
-    size = torch.zeros_like(outer.size).scatter_add(1, outer.slot, inner.size)
-    return MergePlan(outer.slot.gather(1, inner.slot), size, inner.anchor.gather(1, outer.anchor))
+    first, second = _expand(first, batch), _expand(second, batch)
+    size = torch.zeros_like(second.size).scatter_add(1, second.slot, first.size)
+    return MergePlan(second.slot.gather(1, first.slot), size, first.anchor.gather(1, second.anchor))
 
 
 def sort_slots(plan: MergePlan) -> MergePlan:
@@ -71,6 +71,11 @@ def sort_slots(plan: MergePlan) -> MergePlan:
     rank = order.argsort(1)
     ordered = MergePlan(rank.gather(1, plan.slot), plan.size.gather(1, order), plan.anchor.gather(1, order))
     return ordered._replace(route=index_plan(ordered, len(plan.slot)))
+
+
+def _expand(plan: MergePlan, batch: int) -> MergePlan:
+    slot, size, anchor = (part.expand(batch, -1) for part in (plan.slot, plan.size, plan.anchor))
+    return MergePlan(slot, size, anchor)
 
 
 def _extend_index(index: PlanIndex, tokens: int, slots: int, front: int, back: int) -> PlanIndex:
