@@ -7,6 +7,7 @@ from itertools import chain
 
 from torch import nn
 
+from catome_adapters.architectures.replaced import AttachedNetworks
 from catome_adapters.hooks.memory import SiteMemory
 from catome_adapters.hooks.settled import is_only_compiled
 from catome_adapters.records import RunLog, StepRecord
@@ -21,10 +22,11 @@ class MergeRuns:
 
     Attributes:
         each: The run of every recipe.
+        networks: What they are attached to.
     """
 
-    def __init__(self, each: Sequence[MergeRun]) -> None:
-        self.each = each
+    def __init__(self, each: Sequence[MergeRun], networks: AttachedNetworks) -> None:
+        self.each, self.networks = each, networks
 
     @property
     def pairs(self) -> Iterator[SiteMemory]:
@@ -33,6 +35,7 @@ class MergeRuns:
 
     def begin_run(self) -> None:
         """A run begins."""
+        self.networks.warn_of_replaced()
         for run in self.each:
             run.begin_run()
 

@@ -11,6 +11,7 @@ from weakref import WeakValueDictionary
 import torch
 from torch import nn
 
+from catome_adapters.architectures.replaced import AttachedNetworks
 from catome_adapters.hooks.graphs import RoomForGraphs
 from catome_adapters.hooks.host import Host
 from catome_adapters.prediction.network import ALL, NetworkPart
@@ -60,7 +61,7 @@ class MergeSession:
             for one, where in sites.items():
                 runs.append(MergeRun(one, where, self._before_call, part))
                 undo.callback(runs[-1].attachment.remove)
-            self._runs = MergeRuns(runs)
+            self._runs = MergeRuns(runs, AttachedNetworks(model_or_pipeline, self.sites))
             self._tracker = StepTracker(self._runs)
             networks = list(dict.fromkeys(site.host for site in self.sites))
             observe_steps(model_or_pipeline, networks, self._tracker)
@@ -78,12 +79,11 @@ class MergeSession:
 
     def detach(self) -> None:
         """Restore the model and its scheduler exactly; safe to call again. What was compiled is compiled anew."""
-        attachments = [run.attachment for run in self._runs.each]
         # The last one first, each also after an error of another.
         with ExitStack() as undo:
             undo.callback(_ATTACHED.pop, id(self), None)
             undo.callback(torch.compiler.reset)
-            for part in (*self._graphs, *self._tracker.sources, *attachments):
+            for part in (*self._graphs, *self._tracker.sources, *(run.attachment for run in self._runs.each)):
                 undo.callback(part.remove)
             undo.callback(self._tracker.finish)
 

@@ -51,7 +51,7 @@ class ContextSource:
         self.observers = [ContextObserver.subscribe(network, tracker) for network in observed]
 
     def update(self) -> None:
-        """Networks stay what they are."""
+        """Networks that replace others are not attached."""
 
     def remove(self) -> None:
         """Restore the networks; safe to call again."""
