@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from catome_adapters import attach
+from catome_core import MergeWarning
 from probes import Interrupted
 from stepping import SCHEDULE, counting_recipe, expected_calls
 from zoo.pipeline_parts import ddim
@@ -46,6 +47,22 @@ def test_interrupted_run_leaves_the_next_one_alone(after, replace):
         if replace:
             pipe.scheduler = ddim()
         assert torch.equal(picture(pipe, steps=10), expected_picture)
+
+
+def test_another_pipeline_on_the_network_needs_a_reset_after_a_run_that_was_broken_off():
+    """Its scheduler is not observed, so its calls would go on in the step that is open; a warning says so."""
+    pipe, recipe = sd_pipeline(), counting_recipe()
+    parts = {name: part for name, part in pipe.components.items() if name in ("unet", "vae")}
+    other, stop = sd_pipeline(**parts), partial(interrupt, iter(range(10)), 4)
+    with attach(pipe, recipe) as session:
+        with pytest.warns(MergeWarning, match="the denoising step is unknown"):
+            expected_picture = picture(other, steps=10)
+        with pytest.raises(Interrupted):
+            picture(pipe, steps=10, **after_steps(stop))
+        with pytest.warns(MergeWarning, match=r"broken off, call session\.reset\(\)"):
+            assert not torch.equal(picture(other, steps=10), expected_picture)
+        session.reset()
+        assert torch.equal(picture(other, steps=10), expected_picture)
 
 
 def interrupt(steps, after):
