@@ -108,11 +108,11 @@ class MovingLattice(nn.Module):
     Args:
         lattice: What attention sees.
         phase: The step that the first one counts as. Another one for every layer, so that their errors differ.
-        device: Of the step in compiled code, which is the tokens' device.
+        device: Of the step, which is the tokens' device.
 
     Attributes:
-        turn: The step, phase included, for eager code.
-        step: The same for compiled code, which would be another one for every Python number.
+        step: The step, phase included, on the device: compiled code would be another one for every Python number.
+        turn: The same number, of which the other is made anew where the tokens are on another device.
 
     Examples:
         >>> lattice, tokens, grid = MovingLattice(Lattice()), torch.randn(1, 16, 8), TokenGrid((4, 4))
@@ -164,8 +164,8 @@ class MovingLattice(nn.Module):
             return _plan_at(self.lattice, grid, self.step.to(tokens.device))
         if self.step.device != tokens.device:
             self._make_step(tokens.device)
-        plans = _all_plans(self.lattice, grid, tokens.device)
-        return plans[self.turn % len(plans)]
+        plan, anchors = _all_plans(self.lattice, grid, tokens.device)
+        return plan._replace(anchor=anchors.index_select(0, self.step % len(anchors)))
 
     def _make_step(self, device: torch.device) -> None:
         # Offloaded weights are on meta, where a number has no value; one made in inference mode could not move on.
@@ -185,14 +185,15 @@ def _plan_at(lattice: Lattice, grid: TokenGrid, step: Tensor) -> MergePlan:
 
 
 @lru_cache(maxsize=64)
-def _all_plans(lattice: Lattice, grid: TokenGrid, device: torch.device) -> tuple[MergePlan, ...]:
-    """The plan of every step, until they repeat; all but the anchors is shared."""
+def _all_plans(lattice: Lattice, grid: TokenGrid, device: torch.device) -> tuple[MergePlan, Int[Tensor, "steps slots"]]:
+    """The plan, and its anchors at every step."""
     # What inference mode makes could not be used outside it.
     with torch.inference_mode(False):
         if not lattice.moving:
-            return (lattice_plan(grid, device=device),)
+            plan = lattice_plan(grid, device=device)
+            return plan, plan.anchor
         steps = torch.arange(prod(grid.strides), device=device)
         offsets = dither_offsets(grid, steps[:, None])
         plan, anchors = lattice_plan(grid, offsets[0]), grid.prefix + choose_destinations(grid, offsets)
         prefix = plan.anchor[:, : grid.prefix].expand(len(steps), -1)
-        return tuple(plan._replace(anchor=one) for one in torch.cat([prefix, anchors], 1).split(1))
+        return plan, torch.cat([prefix, anchors], 1)
