@@ -175,8 +175,11 @@ class MovingLattice(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MovingLattice:
         """A move of the module must not lose the step, as `to_empty` would."""
+        before = self.step
         super()._apply(fn, recurse)
-        self._make_step(self.step.device)
+        # A CUDA graph reads the one that is there.
+        if self.step is not before:
+            self._make_step(self.step.device)
         return self
 
 
