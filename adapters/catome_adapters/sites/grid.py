@@ -172,11 +172,13 @@ def _refuse_cached_keys(arguments: Mapping[str, Any]) -> None:
 
 
 def _read(positions: Tensor, row: int) -> Shape:
-    # One transfer, and the rest on the host; in a format in which no two positions are the same.
-    positions = positions.detach().cpu().double()
-    image = positions[(positions[:, :row] == positions[:1, :row]).all(-1), row : row + 2]
-    height, width = (int(size) + 1 for size in image.amax(0) - image.amin(0))
-    if not _fits(positions, row, (height, width)):
+    rows = positions.tolist()
+    first = rows[0][:row]
+    image = [one[row : row + 2] for one in rows if one[:row] == first]
+    (top, bottom), (left, right) = ((min(line), max(line)) for line in zip(*image, strict=True))
+    height, width = int(bottom - top) + 1, int(right - left) + 1
+    raster = [[*first, top + index // width, left + index % width] for index in range(height * width)]
+    if [one[: row + 2] for one in rows[: len(image)]] != raster:
         raise ValueError(
             f"positions of shape {tuple(positions.shape)} name {len(image)} tokens in {height} rows and {width} "
             "columns; expected a full grid in raster order, in front of all other tokens"
@@ -186,15 +188,12 @@ def _read(positions: Tensor, row: int) -> Shape:
 
 def _expect_positions(positions: Tensor, row: int, shape: Shape, reason: str) -> None:
     """Raise RuntimeError if the positions are not those of this grid; the host does not wait for the device."""
-    message = f"positions are not those of the {shape[0]} x {shape[1]} grid that {reason}"
-    torch.ops.aten._assert_async.msg(_fits(positions, row, shape), message)
-
-
-def _fits(positions: Tensor, row: int, shape: Shape) -> Tensor:
-    """Whether the first tokens, and no others, are those of an image of this grid, in raster order."""
+    height, width = shape
     index = torch.arange(len(positions), device=positions.device)
-    in_grid = index < prod(shape)
+    in_grid = index < height * width
     of_image = (positions[:, :row] == positions[:1, :row]).all(-1)
-    expected = torch.stack([index // shape[1], index % shape[1]], -1) + positions[:1, row : row + 2]
+    expected = torch.stack([index // width, index % width], -1) + positions[:1, row : row + 2]
     at_place = (positions[:, row : row + 2] == expected).all(-1)
-    return ((of_image == in_grid) & (at_place | ~in_grid)).all()
+    fits = (of_image == in_grid) & (at_place | ~in_grid)
+    message = f"positions are not those of the {height} x {width} grid that {reason}"
+    torch.ops.aten._assert_async.msg(fits.all(), message)
