@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import cache
 from typing import Any, ClassVar, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from catome_adapters.hooks.arguments import AttentionNeeds, ByArguments
 from catome_adapters.hooks.backend import kernel_for
-from catome_adapters.hooks.contexts import Contexts, run_within
 from catome_adapters.hooks.failures import explain_failure, refuse_uncalled
 from catome_adapters.hooks.forward import ForwardState
 from catome_adapters.hooks.lattices import needs_of_call
@@ -19,6 +20,12 @@ from catome_adapters.sites.call import Arguments, Signature, gather_rows
 from catome_adapters.sites.plans import BlockPlans
 from catome_adapters.sites.site import MergeSite
 from catome_core import InterceptAttention, merge, unmerge
+
+# torch has no public way to see how many function modes are open, or to close one from outside.
+_count_function_modes: Callable[[], int] = torch._C._len_torch_function_stack  # pyright: ignore[reportPrivateUsage]
+_pop_function_mode: Callable[[], object] = torch._C._pop_torch_function_stack  # pyright: ignore[reportPrivateUsage]
+
+Contexts = tuple[AbstractContextManager[Any], ...]
 
 
 class AttentionScope(Protocol):
@@ -94,7 +101,7 @@ class SelfAttention:
         state = self.state
         state.attended = True
         # What diffusers skips returns its tokens or values: all of them, which fewer keys would not fit.
-        if not state.active or skips_attention(self.module):
+        if not state.active or ("_diffusers_hook" in vars(self.module) and skips_attention(self.module)):
             returned = forward(*args, **kwargs)
             if self.on_output is not None and state.match_output:
                 self.on_output(self._block_tokens(returned))
@@ -106,7 +113,8 @@ class SelfAttention:
             explain_failure(error, self.site, self.signature, call, None if self.needs.merge_keys else state.plans)
             raise
         for context in contexts:
-            self._expect_interception(context)
+            if isinstance(context, InterceptAttention):
+                self._expect_called(context)
         return self.scope.after_attention(state, self, returned)
 
     def merge(self, call: Arguments, plans: BlockPlans) -> Arguments:
@@ -165,9 +173,28 @@ class SelfAttention:
         first = text if self.site.layout.text_side == "front" else 0
         return tokens[:, first : first + self.state.length]
 
-    def _expect_interception(self, context: object) -> None:
-        if not isinstance(context, InterceptAttention) or not context.required or context.was_called:
-            return
+    def _expect_called(self, context: InterceptAttention) -> None:
+        missed = context.required and not context.was_called
         # What a cache over steps returns was computed in an earlier step, merged or not.
-        if context.projected or not find_substitutes(self.module):
+        if missed and (context.projected or not find_substitutes(self.module)):
             refuse_uncalled(self.site, self.module, context.length)
+
+
+def run_within(contexts: Contexts, forward: Callable[..., Any], call: Arguments) -> Any:
+    """Call `forward` with all contexts open, the first outermost; afterwards no function mode of theirs is left."""
+    if not contexts or torch.compiler.is_compiling():
+        return _nest(contexts, forward, call)
+    depth = _count_function_modes()
+    try:
+        return _nest(contexts, forward, call)
+    finally:
+        # An interrupt may come between the moment a mode is on the stack and the `with` statement that removes it.
+        while _count_function_modes() > depth:
+            _pop_function_mode()
+
+
+def _nest(contexts: Contexts, forward: Callable[..., Any], call: Arguments) -> Any:
+    if not contexts:
+        return forward(*call[0], **call[1])
+    with contexts[0]:
+        return _nest(contexts[1:], forward, call)

@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from catome_adapters.hooks.attention import SelfAttention
+from catome_adapters.hooks.attention import Contexts, SelfAttention
 from catome_adapters.hooks.between import refuse_hidden_states
-from catome_adapters.hooks.contexts import Contexts
 from catome_adapters.hooks.forward import ForwardState
 from catome_adapters.hooks.owner import HookOwner
 from catome_adapters.hooks.scope import Planner, Scope

@@ -7,8 +7,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from catome_adapters.hooks.attention import SelfAttention
-from catome_adapters.hooks.contexts import Contexts
+from catome_adapters.hooks.attention import Contexts, SelfAttention
 from catome_adapters.hooks.forward import ForwardState
 from catome_adapters.sites.call import Arguments, BlockCall
 from catome_adapters.sites.site import MergeSite

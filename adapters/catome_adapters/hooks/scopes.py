@@ -7,9 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from catome_adapters.hooks.attention import SelfAttention
+from catome_adapters.hooks.attention import Contexts, SelfAttention
 from catome_adapters.hooks.between import refuse_hidden_states
-from catome_adapters.hooks.contexts import Contexts
 from catome_adapters.hooks.forward import ForwardState
 from catome_adapters.hooks.progressive import Progressive
 from catome_adapters.hooks.scope import Scope
