@@ -38,7 +38,7 @@ class MergedBlock(nn.Module):
             only the change of its slot: for blocks with a residual connection of their own.
             False: `unmerge(block(merge(x)))`.
         mask_argument: For a block with attention code of its own: the keyword under which it takes an additive
-            attention mask (batch, 1, 1, slots). Where there is neither padding nor proportion, it is None.
+            attention mask (batch, 1, 1, slots).
         proportional: Weigh every key by the number of tokens it stands for.
 
     Examples:
@@ -96,7 +96,7 @@ class MergedBlock(nn.Module):
         name = str(self.mask_argument)
         if kwargs.get(name) is not None:
             raise ValueError(f"{name} was passed to a merged block, which makes it; leave it out")
-        bias = attention_bias(plan, dtype=merged.dtype, proportional=self.proportional) if self._needs_bias else None
+        bias = attention_bias(plan, dtype=merged.dtype, proportional=self.proportional)
         return self.block(merged, *args, **kwargs | {name: bias})
 
     def _run_intercepted(self, plan: MergePlan, merged: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

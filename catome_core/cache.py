@@ -13,7 +13,7 @@ from catome_core.calls import CallMemory, has_values, refuse_jit_trace
 from catome_core.capacity import LADDER, count_demand, fit_capacity
 from catome_core.grid import TokenGrid
 from catome_core.matching import Match, check_tokens
-from catome_core.planning import MergePlan, count_overflow
+from catome_core.planning import MergePlan, PlanIndex, count_overflow
 from catome_core.policy import AdaptiveMerge
 from catome_core.recompute import copy_plan, next_offsets, offsets_at_first, recompute
 from catome_core.storage import PlanKey, PlanStorage
@@ -38,12 +38,10 @@ class PairCache(nn.Module):
         key: What the stored plan is valid for (batch, grid, device, dtype); None before the first.
         has_plan: Whether a plan is stored.
         is_identity: Whether no plan at the capacity in use merges anything, so that merging can be left out.
-        borrowed: Whether compiled code had to allocate the memory, and `own_memory` or `begin_step` is to be called:
-            what it allocates in inference mode, it cannot update outside.
+        borrowed: Whether compiled code had to allocate the memory, and `own_memory` or `begin_step` is to be called.
 
     Raises:
-        TypeError: If a capacity is not a number.
-        ValueError: If one is not from 0 to 1, or the policy draws random destinations and there is no generator.
+        ValueError: If the policy draws random destinations and there is no generator; if a capacity is not from 0 to 1.
         RuntimeError: If `plan`, `demand`, `overflow`, `fit` or `set_capacity` is called and no plan is stored.
 
     Examples:
@@ -69,10 +67,9 @@ class PairCache(nn.Module):
     ) -> MergePlan:
         """The plan for these tokens: views of static memory, or a copy where gradients may be recorded.
 
-        A call that gradient checkpointing repeats with the same tensor has the same plan. For tokens without values
-        (meta, fake, in `torch.export`) nothing is stored. To `trim`, with no capacity in use, is to leave out padding
-        that no sample needs, down to a rung of `LADDER`: a recompute then reads once from the device. In compiled code
-        nothing is trimmed.
+        A call that gradient checkpointing repeats with the same tensor has the same plan. Of tokens without values
+        (meta, fake) nothing is stored. To `trim`, with no capacity in use and in eager code, is to leave out padding
+        that no sample needs, down to a rung of `LADDER`: a recompute then reads once from the device.
 
         Raises:
             ValueError: If the tokens do not fit the grid.
@@ -98,7 +95,7 @@ class PairCache(nn.Module):
     def plan(self) -> MergePlan:
         """The stored plan, as views of static memory."""
         _stored_grid(self)
-        return self.storage.read()
+        return _read(self.storage)
 
     def match(self) -> Match:
         """The match of the last recompute, from which `fit` rebuilds the plan."""
@@ -120,12 +117,11 @@ class PairCache(nn.Module):
 
     def set_capacity(self, capacity: float | None) -> None:
         """Rebuild the stored plan at this capacity, and keep to it until `reset` or `allocate`."""
-        grid, capacity = _stored_grid(self), checks.capacity(capacity)
+        grid, self.capacity = _stored_grid(self), checks.capacity(capacity)
         self.own_memory()
-        self.has_plan = False
-        self.capacity, self.is_identity = capacity, self.policy.is_identity(grid, capacity)
-        if self.storage.slots != grid.slots(capacity):
-            self.storage.write(self.policy.plan(self.match(), grid, capacity, self.storage.destinations))
+        self.has_plan, self.is_identity = False, self.policy.is_identity(grid, self.capacity)
+        if self.storage.slots != grid.slots(self.capacity):
+            self.storage.write(self.policy.plan(self.match(), grid, self.capacity, self.storage.destinations))
         self.has_plan = True
 
     def allocate(
@@ -155,6 +151,13 @@ class PairCache(nn.Module):
         _forget(self, self.key)
 
 
+def _read(storage: PlanStorage) -> MergePlan:
+    """The stored plan, as views of its memory."""
+    slots, batch = storage.slots, len(storage.inverse) // storage.slot.shape[1]
+    route = PlanIndex(storage.rows, storage.offsets[: batch * slots], storage.inverse)
+    return MergePlan(storage.slot, storage.size[:, :slots], storage.anchor[:, :slots], route)
+
+
 def _plan(cache: PairCache, tokens: Tensor, grid: TokenGrid, trim: bool) -> MergePlan:
     key, storage = PlanKey(len(tokens), grid, tokens.device, tokens.dtype), cache.storage
     fits = cache.key == key and tokens.shape[1] == storage.slot.shape[1]
@@ -171,7 +174,7 @@ def _plan(cache: PairCache, tokens: Tensor, grid: TokenGrid, trim: bool) -> Merg
         storage.write_match(new.match, new.destinations)
         storage.write(new.plan)
         cache.has_plan = True
-    plan = storage.read()
+    plan = _read(storage)
     return copy_plan(plan) if torch.is_grad_enabled() else plan
 
 

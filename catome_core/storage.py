@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from catome_core.grid import TokenGrid
 from catome_core.matching import Match
-from catome_core.planning import MergePlan, PlanIndex, index_plan
+from catome_core.planning import MergePlan, index_plan
 
 if TYPE_CHECKING:
     from jaxtyping import Float32, Int
@@ -91,12 +91,6 @@ class PlanStorage(nn.Module):
         self.rows.copy_(index.rows)
         self.offsets[: len(index.offsets)].copy_(index.offsets)
         self.inverse.copy_(index.inverse)
-
-    def read(self) -> MergePlan:
-        """The stored plan, as views of its memory."""
-        slots, batch = self.slots, len(self.inverse) // self.slot.shape[1]
-        route = PlanIndex(self.rows, self.offsets[: batch * slots], self.inverse)
-        return MergePlan(self.slot, self.size[:, :slots], self.anchor[:, :slots], route)
 
     def own_memory(self) -> None:
         """Move every buffer to new memory.

@@ -126,18 +126,6 @@ def test_attention_with_a_mask_argument_gets_the_bias():
     assert_close(merged(tokens), module(tokens))
 
 
-@pytest.mark.parametrize(
-    ("policy", "proportional", "biased"), [("pad", False, True), ("fill", True, True), ("fill", False, False)]
-)
-def test_a_mask_is_made_only_where_there_is_something_to_add(policy, proportional, biased):
-    """A mask of zeros would keep attention from its fastest kernels."""
-    masks, block = [], OwnSoftmax()
-    block.register_forward_pre_hook(lambda _, args, kwargs: masks.append(kwargs), with_kwargs=True)
-    policy = AdaptiveMerge(0.5, capacity=0.25, spare=policy)
-    wrapped(block, policy, mask_argument="bias", proportional=proportional)(alike(0, 1.0))
-    assert (masks[0]["bias"] is not None) is biased
-
-
 # ---------------------------------------------------------------- without ceremony
 
 

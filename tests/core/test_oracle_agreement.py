@@ -367,10 +367,7 @@ def test_merged_block(case, residual, proportional):
     expected = case.tokens + unmerge(inner - merged, plan) if residual else unmerge(inner, plan)
     assert torch.equal(result, expected)
     assert torch.equal(block.block.seen, merged)
-    if proportional or case.policy.pads:
-        assert torch.equal(block.block.bias, attention_bias(plan, dtype=case.tokens.dtype, proportional=proportional))
-    else:
-        assert block.block.bias is None
+    assert torch.equal(block.block.bias, attention_bias(plan, dtype=case.tokens.dtype, proportional=proportional))
 
 
 def test_a_merged_block_that_merges_nothing_is_the_block():
