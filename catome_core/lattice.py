@@ -28,9 +28,8 @@ if TYPE_CHECKING:
 class Lattice:
     """Which keys attention sees: the key and value of one token in every cell of the grid. Nothing is matched.
 
-    Tokens near each other have similar keys, so a lattice is a fair sample of the softmax's sum. The error that is left
-    is another one for every place within the cells; where the lattice moves from step to step, the errors of the steps
-    undo each other, as in dithering.
+    Tokens near each other have similar keys, so a lattice is a fair sample of the softmax's sum. Where it moves from
+    step to step, the errors of the steps undo each other, as in dithering.
 
     Args:
         moving: The anchors move at every step, and neighboring cells have them in different places: see
@@ -174,10 +173,9 @@ class MovingLattice(nn.Module):
         self.register_buffer("step", step, persistent=False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MovingLattice:
-        """A move of the module must not lose the step, as `to_empty` would."""
+        """A move of the module must not lose the step, as `to_empty` would; a CUDA graph reads the one that is there."""
         before = self.step
         super()._apply(fn, recurse)
-        # A CUDA graph reads the one that is there.
         if self.step is not before:
             self._make_step(self.step.device)
         return self

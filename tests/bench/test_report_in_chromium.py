@@ -69,7 +69,8 @@ def page(tmp_path_factory) -> Path:
         picture(folder / "pictures" / f"{number}.png", 50 * number)
     about = {"settings": {"calls": [{"prompt": "x" * 500}], "seeds": [0]}, "machine": {"device": "CPU"}, "gate": {}}
     verdicts = {one["name"]: f"{one['name']}: keep" for one in rows[1:]}
-    found = about | {"rows": rows, "verdicts": verdicts, "notes": [], "rule": "keep"}
+    kept = {"kept": [*verdicts]}
+    found = about | kept | {"rows": rows, "verdicts": verdicts, "notes": [], "rule": "keep"}
     (folder / "comparison.json").write_text(json.dumps(found))
     (folder / "report.html").write_text(make_page(folder))
     return folder / "report.html"
