@@ -173,7 +173,7 @@ class MovingLattice(nn.Module):
         self.register_buffer("step", step, persistent=False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MovingLattice:
-        """A move of the module must not lose the step, as `to_empty` would; a CUDA graph reads the one that is there."""
+        """A move must not lose the step, as `to_empty` would, nor change it needlessly: a CUDA graph reads this one."""
         before = self.step
         super()._apply(fn, recurse)
         if self.step is not before:
