@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -28,6 +29,16 @@ def whole_file(path: Path) -> Iterator[Path]:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The names under which two JSON objects hold different values, such as settings of a folder and of a run.
+
+    Examples:
+        >>> differing({"steps": 4, "seed": 0}, {"steps": 8, "seed": 0, "size": 32})
+        ['steps', 'size']
+    """
+    return [name for name in {**before, **now} if before.get(name) != now.get(name)]
 
 
 def check_file(path: Path, option: str) -> None:

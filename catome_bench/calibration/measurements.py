@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from catome_bench.files import whole_file
+from catome_bench.files import differing, whole_file
 
 
 class Measurements:
@@ -66,9 +66,8 @@ def _check_same(path: Path, line: str, settings: Mapping[str, Any]) -> None:
         found = None
     if not isinstance(found, dict):
         raise ValueError(f"{path} holds no measurements; delete it, or pass another output")
-    others = [name for name in {**settings, **found} if found.get(name) != settings.get(name)]
-    if others:
-        name = others[0]
+    if changed := differing(found, settings):
+        name = changed[0]
         raise ValueError(
             f"{path} holds measurements of a run with {name}={found.get(name)!r}, not {settings.get(name)!r}; "
             "delete it, or pass another output"

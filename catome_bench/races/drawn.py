@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 import torch
 
-from catome_bench.files import whole_file
+from catome_bench.files import differing, whole_file
 from catome_bench.models.artist import Drawing
 
 MACHINE = "machine.json"
@@ -59,17 +59,17 @@ class Drawn:
 
     @staticmethod
     def _check_machine(path: Path, machine: Mapping[str, Any]) -> None:
-        found = json.loads(path.read_text()) if path.exists() else machine
-        others = [name for name in {**machine, **found} if found.get(name) != machine.get(name)]
-        if others:
-            name = others[0]
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with whole_file(path) as part:
+                part.write_text(json.dumps(machine))
+        found = json.loads(path.read_text())
+        if changed := differing(found, machine):
+            name = changed[0]
             raise ValueError(
                 f"{path.parent} holds pictures drawn with {name} {found.get(name)!r}, not {machine.get(name)!r}, whose "
                 "times cannot be compared; delete it, or pass another output"
             )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(path) as part:
-            part.write_text(json.dumps(machine))
 
 
 def _load(path: Path) -> list[Drawing]:

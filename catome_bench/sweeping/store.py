@@ -12,7 +12,7 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from catome_bench.comparison.pictures import to_pictures
-from catome_bench.files import whole_file
+from catome_bench.files import differing, whole_file
 from catome_bench.sweeping.takes import Take
 from catome_bench.views.comparison import to_bytes
 
@@ -72,8 +72,7 @@ class Store:
             with whole_file(self.folder / SETTINGS) as part:
                 part.write_text(text + "\n", encoding="utf-8")
         before, now = self.settings, json.loads(text)
-        changed = [name for name in before | now if before.get(name) != now.get(name)]
-        if changed:
+        if changed := differing(before, now):
             was, is_now = (shorten(one.get(changed[0])) for one in (before, now))
             raise ValueError(
                 f"{self.folder} was begun with other settings: {changed[0]} was {was}, and is {is_now} now; go on with "
