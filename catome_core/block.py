@@ -76,7 +76,7 @@ class MergedBlock(nn.Module):
                 mask that `mask_argument` names, whose keys would not be the merged ones.
         """
         plan = self.cache(tokens, self.grid, trim=True)
-        if self._needs_bias and not self.mask_argument:
+        if not self.mask_argument and (self.proportional or self.cache.policy.pads):
             plan = _tell_apart(plan, (*args, *kwargs.values()))
         merged = merge(tokens, plan)
         run = self._run_with_mask if self.mask_argument else self._run_intercepted
@@ -87,10 +87,6 @@ class MergedBlock(nn.Module):
                 f"{merged.shape[1]}, channels): wrap a module around it that returns the tokens alone"
             )
         return tokens + unmerge(result - merged, plan) if self.residual else unmerge(result, plan)
-
-    @property
-    def _needs_bias(self) -> bool:
-        return self.proportional or self.cache.policy.pads
 
     def _run_with_mask(self, plan: MergePlan, merged: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         name = str(self.mask_argument)

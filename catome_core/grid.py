@@ -120,12 +120,12 @@ def choose_destinations(
         generator: Draw the offsets at random with it instead.
         device: Of the result; by default that of `offsets`.
 
+    Returns:
+        Raster index (int64) in the grid, prefix not counted, of each cell's destination.
+
     Raises:
         TypeError: If the offset is not a whole number.
         ValueError: If offsets are not whole numbers, or not one per cell.
-
-    Returns:
-        Raster index (int64) in the grid, prefix not counted, of each cell's destination.
 
     Examples:
         >>> choose_destinations(TokenGrid((3, 4))).tolist()

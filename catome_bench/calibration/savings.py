@@ -27,7 +27,7 @@ def usual_seconds(pictures: Sequence[Picture]) -> dict[str, float]:
     for picture in pictures:
         for group, samples in picture.items():
             seconds[group] += samples.get(UNMERGED, ())
-    return {group: _undisturbed(calls) for group, calls in seconds.items() if calls}
+    return {group: _first_decile(calls) for group, calls in seconds.items() if calls}
 
 
 def slowness(picture: Picture, group: str, usual: Mapping[str, float]) -> float:
@@ -38,7 +38,7 @@ def slowness(picture: Picture, group: str, usual: Mapping[str, float]) -> float:
         1.5
     """
     others = [name for name in picture if name != group]
-    took = sum(_undisturbed(picture[name][UNMERGED]) for name in others)
+    took = sum(_first_decile(picture[name][UNMERGED]) for name in others)
     return took / sum(usual[name] for name in others) if others else 1.0
 
 
@@ -64,8 +64,8 @@ def seconds_saved(group: str, picture: Picture, pictures: Sequence[Picture], usu
         for kind, seconds in one[group].items():
             calls[kind] += [each / slow for each in seconds]
     merged = {kind: len(seconds) for kind, seconds in picture[group].items() if kind != UNMERGED}
-    return sum(count * (usual[group] - _undisturbed(calls[kind])) for kind, count in merged.items())
+    return sum(count * (usual[group] - _first_decile(calls[kind])) for kind, count in merged.items())
 
 
-def _undisturbed(seconds: Sequence[float]) -> float:
+def _first_decile(seconds: Sequence[float]) -> float:
     return quantile(seconds, 0.1)

@@ -26,7 +26,8 @@ def choose_device(name: str | None) -> str:
             f"nothing can be computed on {name!r} here; expected a device of this machine, such as {default_device()}"
         )
         raise typer.BadParameter(message, param_hint="--device") from error
-    if torch.device(name).type == "cuda" and torch.device(name).index is not None:
+    device = torch.device(name)
+    if device.type == "cuda" and device.index is not None:
         # Events, memory and waiting are those of the current one.
         torch.cuda.set_device(name)
     return name
