@@ -9,9 +9,9 @@ from catome_adapters import RECIPES, CalibratedRecipe, MergeRecipe
 from catome_adapters.recipes.calibrated import Recipe
 from catome_bench.comparison.calls import listed, plain
 from catome_bench.comparison.compared import WITHOUT_LPIPS, Compared, check_gate
+from catome_bench.comparison.comparison import UNMERGED, Comparison
 from catome_bench.comparison.drawing import Call, device_of
-from catome_bench.comparison.measured import Measured
-from catome_bench.comparison.run import UNMERGED, Run
+from catome_bench.comparison.rows import ComparedRow
 from catome_bench.measure.environment import describe_environment
 
 __all__ = ["Compared", "compare"]
@@ -67,11 +67,13 @@ def compare(
     """
     gate = check_gate(gate or {})
     calls, seeds = listed(call), list(seeds)
-    run = Run(pipe, _by_name(recipes), calls, seeds)
-    samples = run.draw_all(progress)
-    order = "in turn" if run.alternates else "one after the other, since the pipeline is compiled"
+    comparison = Comparison(pipe, _by_name(recipes), calls, seeds)
+    samples = comparison.draw_all(progress)
+    order = "in turn" if comparison.alternates else "one after the other, since the pipeline is compiled"
     return Compared(
-        rows=tuple(Measured.of(name, one, samples[name], samples[UNMERGED]) for name, one in run.variants.items()),
+        rows=tuple(
+            ComparedRow.of(name, one, samples[name], samples[UNMERGED]) for name, one in comparison.variants.items()
+        ),
         gate=gate,
         settings={"calls": [plain(one) for one in calls], "seeds": seeds, "order": order},
         machine=describe_environment(str(device_of(pipe))),

@@ -18,8 +18,8 @@ from catome_bench.names import SWEEP_TABLES
 from catome_bench.races.variants import Variant
 from catome_bench.sweeping.prompts import digest_of
 from catome_bench.sweeping.real import find_pictures
-from catome_bench.sweeping.run import Run
 from catome_bench.sweeping.store import SETTINGS, Store
+from catome_bench.sweeping.sweep import Sweep
 from catome_bench.sweeping.swept import Swept
 from catome_bench.sweeping.tables import recipes_of, rows_of
 from catome_bench.sweeping.takes import Shard, all_takes
@@ -97,8 +97,9 @@ def sweep(
     tables_drawn, shard, store = rows_of(tables, steps, top), Shard.from_environment(), Store(output)
     network, goal = _yardstick(real, features, device_of(pipe))
     rows = {name: row for table in tables_drawn.values() for name, row in table.items()}
-    run = Run(pipe, [motif_of(pipe, prompt) | options for prompt in prompts], all_takes(len(prompts), seeds), steps)
-    left_out = run.left_out(rows)
+    calls = [motif_of(pipe, prompt) | options for prompt in prompts]
+    every = Sweep(pipe, calls, all_takes(len(prompts), seeds), steps)
+    left_out = every.left_out(rows)
     store.begin(
         {
             "tables": [table for table in SWEEP_TABLES if table in tables],
@@ -112,7 +113,7 @@ def sweep(
         }
     )
     drawn = {name: row for name, row in rows.items() if name not in left_out}
-    run.draw_shard(drawn, shard, store, progress)
+    every.draw_shard(drawn, shard, store, progress)
     swept = tally(store, network, goal, partial=False, progress=progress)
     if not swept.missing:
         swept.save(output)

@@ -16,14 +16,14 @@ from catome_adapters import MergeRecipe, MergeSite, attach
 from catome_bench.calibration.candidates import PARTS, WHOLE, in_part
 from catome_bench.calibration.clock import UNMERGED, by_kind, kinds_of_steps, seconds_by_call, timed_blocks
 from catome_bench.calibration.measurements import Measurements
-from catome_bench.calibration.savings import Picture, seconds_saved, usual_seconds
+from catome_bench.calibration.savings import BlockSeconds, seconds_saved, usual_seconds
 from catome_bench.calibration.takes import Takes
-from catome_bench.comparison.drawing import Drawn, device_of
+from catome_bench.comparison.drawing import DrawnCall, device_of
 from catome_bench.models.artist import unmerged_is_fine
 
 Groups = Mapping[str, Sequence[MergeSite]]
 
-Run = tuple[float, Sequence[Picture]]
+Measurement = tuple[float, Sequence[BlockSeconds]]
 """The mean squared error of all takes with one setting, and for each the seconds of all blocks."""
 
 
@@ -67,11 +67,11 @@ def measure_effects(
 ) -> list[Effect]:
     """Every candidate in every group, and the best ones in each part of the run."""
     fitting = {group: [name for name in candidates if name not in refusals[group]] for group in groups}
-    every: list[Run] = [measurements.of(["unmerged"], partial(draw_timed, takes, groups))]
-    found: list[tuple[str, str, dict[str, Run]]] = []
+    every: list[Measurement] = [measurements.of(["unmerged"], partial(draw_timed, takes, groups))]
+    found: list[tuple[str, str, dict[str, Measurement]]] = []
     with tqdm(total=len(PARTS) * sum(map(len, fitting.values())), unit="setting", disable=not progress) as bar:
 
-        def run(group: str, name: str, part: str) -> Run:
+        def run(group: str, name: str, part: str) -> Measurement:
             draw = partial(draw_timed, takes, groups, group, in_part(candidates[name], part))
             every.append(measurements.of([group, name, part], draw))
             bar.update()
@@ -90,8 +90,8 @@ def measure_effects(
 
 
 def run_settings(
-    group: str, names: Sequence[str], run: Callable[[str, str], Run], every: Sequence[Run]
-) -> dict[str, dict[str, Run]]:
+    group: str, names: Sequence[str], run: Callable[[str, str], Measurement], every: Sequence[Measurement]
+) -> dict[str, dict[str, Measurement]]:
     """The runs of one group by candidate and part: all of them in the whole run, and the best ones in its parts.
 
     Not measured in parts is what saves nothing in the whole run, or no more than another one that is closer.
@@ -112,10 +112,10 @@ def run_settings(
     return runs
 
 
-def draw_timed(takes: Takes, groups: Groups, merging: str = "", recipe: MergeRecipe | None = None) -> Run:
+def draw_timed(takes: Takes, groups: Groups, merging: str = "", recipe: MergeRecipe | None = None) -> Measurement:
     """Draw every take with a recipe in one group, or without, and time the blocks of all groups."""
-    drawn: list[Drawn] = []
-    pictures: list[Picture] = []
+    drawn: list[DrawnCall] = []
+    pictures: list[BlockSeconds] = []
     with unmerged_is_fine(), attach(takes.pipe, recipe, sites=groups[merging]) if recipe else nullcontext() as session:
         for number in range(len(takes)):
             with timed_groups(groups, device_of(takes.pipe)) as calls:
@@ -137,12 +137,12 @@ def timed_groups(groups: Groups, device: torch.device) -> Iterator[dict[str, lis
         }
 
 
-def usual_by_take(runs: Sequence[Run]) -> list[dict[str, float]]:
+def usual_by_take(runs: Sequence[Measurement]) -> list[dict[str, float]]:
     """The seconds of an unmerged call in each group, for each take."""
     return [usual_seconds(pictures) for pictures in zip(*(pictures for _, pictures in runs), strict=True)]
 
 
-def saved_in(group: str, run: Run, runs: Sequence[Run], usual: Sequence[Mapping[str, float]]) -> float:
+def saved_in(group: str, run: Measurement, runs: Sequence[Measurement], usual: Sequence[Mapping[str, float]]) -> float:
     """The seconds that merging in a group saves in a call of the pipeline, mean over the takes.
 
     Args:

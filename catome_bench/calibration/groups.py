@@ -12,7 +12,7 @@ MOST_GROUPS = 8
 """Up to here long lists of blocks are cut: every group costs as many pictures."""
 
 
-def group_sites(sites: Sequence[MergeSite]) -> dict[str, tuple[MergeSite, ...]]:
+def group_by_setting(sites: Sequence[MergeSite]) -> dict[str, tuple[MergeSite, ...]]:
     """The sites of one transformer at one level, by the names of the first and the last.
 
     As long as there are fewer than eight groups, the longest is halved: a UNet keeps its transformers, and a list of 38
@@ -22,7 +22,7 @@ def group_sites(sites: Sequence[MergeSite]) -> dict[str, tuple[MergeSite, ...]]:
         >>> from torch import nn
         >>> blocks = [nn.TransformerEncoderLayer(8, 2, batch_first=True) for _ in range(16)]
         >>> sites = [MergeSite(f"blocks.{index}", one, one.self_attn, one) for index, one in enumerate(blocks)]
-        >>> list(group_sites(sites))[:2], len(group_sites(sites))
+        >>> list(group_by_setting(sites))[:2], len(group_by_setting(sites))
         (['blocks.0 to 1', 'blocks.2 to 3'], 8)
     """
     by_transformer: dict[tuple[str, int], list[MergeSite]] = defaultdict(list)

@@ -13,7 +13,7 @@ from catome_adapters import MergeRecipe, MergeSite
 from catome_adapters.recipes.named import EVERY_STEP
 from catome_bench.calibration.candidates import PARTS, candidates, in_part, join_parts
 from catome_bench.calibration.damage import Effect, find_refusals, measure_effects
-from catome_bench.calibration.groups import group_sites
+from catome_bench.calibration.groups import group_by_setting
 from catome_bench.calibration.measurements import Measurements
 from catome_bench.calibration.pairs import Layer, average, mean_distance, record_layers
 from catome_bench.calibration.schedule import choose_schedule
@@ -58,7 +58,7 @@ def measure(takes: Takes, sites: Sequence[MergeSite], measurements: Measurements
     Raises:
         ValueError: If the run has fewer than two steps, or not as many in every call.
     """
-    groups = group_sites(sites)
+    groups = group_by_setting(sites)
     refusals = find_refusals(takes.pipe, groups, candidates(EVERY_STEP))
     matched = [site for group, some in groups.items() if MATCHED not in refusals[group] for site in some]
     layers = find_layers(takes, matched, measurements) if matched else {}

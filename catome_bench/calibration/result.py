@@ -15,7 +15,7 @@ from catome_bench.calibration.goal import Goal, Outcome, psnr_of, speedup_of
 from catome_bench.calibration.measure import Found
 from catome_bench.calibration.pairs import mean_distance, neighbors
 from catome_bench.comparison.compared import Compared
-from catome_bench.comparison.measured import Measured
+from catome_bench.comparison.rows import ComparedRow
 from catome_bench.files import whole_file
 from catome_bench.measure.spread import for_json
 from catome_bench.views.calibration import render_choice
@@ -157,7 +157,7 @@ def _row(effect: Effect) -> dict[str, Any]:
     return effect._asdict() | {"psnr": for_json(psnr_of(effect.error))}
 
 
-def _describe(row: Measured) -> str:
+def _describe(row: ComparedRow) -> str:
     psnr = row.psnr.median if row.psnr else math.inf
     likeness = f"at {psnr:.1f} dB" if math.isfinite(psnr) else "with the same pictures"
     return f"{row.name} is {pace(row.speedup.median)} {likeness}"

@@ -12,11 +12,11 @@ from collections.abc import Mapping, Sequence
 from catome_bench.calibration.clock import UNMERGED, Samples
 from catome_bench.measure.spread import quantile
 
-Picture = Mapping[str, Samples]
+BlockSeconds = Mapping[str, Samples]
 """The seconds of one call of the pipeline, by group."""
 
 
-def usual_seconds(pictures: Sequence[Picture]) -> dict[str, float]:
+def usual_seconds(pictures: Sequence[BlockSeconds]) -> dict[str, float]:
     """The seconds of an unmerged call in each group: the first decile over all pictures of one call and seed.
 
     Examples:
@@ -30,7 +30,7 @@ def usual_seconds(pictures: Sequence[Picture]) -> dict[str, float]:
     return {group: _first_decile(calls) for group, calls in seconds.items() if calls}
 
 
-def slowness(picture: Picture, group: str, usual: Mapping[str, float]) -> float:
+def slowness(picture: BlockSeconds, group: str, usual: Mapping[str, float]) -> float:
     """How many times their usual seconds the blocks of all groups but one took; 1 where there are no others.
 
     Examples:
@@ -42,7 +42,9 @@ def slowness(picture: Picture, group: str, usual: Mapping[str, float]) -> float:
     return took / sum(usual[name] for name in others) if others else 1.0
 
 
-def seconds_saved(group: str, picture: Picture, pictures: Sequence[Picture], usual: Mapping[str, float]) -> float:
+def seconds_saved(
+    group: str, picture: BlockSeconds, pictures: Sequence[BlockSeconds], usual: Mapping[str, float]
+) -> float:
     """What merging in one group saves in a picture.
 
     Each kind of call counts with the first decile over pictures, after each was divided by its slowness.

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from catome_adapters.recipes.calibrated import Recipe
 from catome_bench.comparison.attached import attached
-from catome_bench.comparison.drawing import Call, Drawn, draw
+from catome_bench.comparison.drawing import Call, DrawnCall, draw
 
 
 class Takes:
@@ -42,7 +42,7 @@ class Takes:
         """Of an unmerged call; the median."""
         return median(map(seconds_of, self.unmerged))
 
-    def draw(self, number: int) -> Drawn:
+    def draw(self, number: int) -> DrawnCall:
         """Make a call.
 
         Raises:
@@ -54,7 +54,7 @@ class Takes:
         except ValueError as error:
             raise ValueError(f"seed {seed}: {error}") from error
 
-    def error(self, drawn: Sequence[Drawn]) -> float:
+    def error(self, drawn: Sequence[DrawnCall]) -> float:
         """Mean squared error of pictures against the unmerged ones, mean over the calls.
 
         Raises:
@@ -65,7 +65,7 @@ class Takes:
 
     def race(self, recipe: Recipe) -> tuple[float, float]:
         """Make all calls with a recipe, each right after one without: the error, and the median speed-up."""
-        merged: list[Drawn] = []
+        merged: list[DrawnCall] = []
         ratios: list[float] = []
         for number in range(len(self)):
             unmerged = self.draw(number)
@@ -75,7 +75,7 @@ class Takes:
         return self.error(merged), median(ratios)
 
 
-def seconds_of(drawn: Drawn) -> float:
+def seconds_of(drawn: DrawnCall) -> float:
     """Seconds of a call."""
     return drawn.seconds * len(drawn.pictures)
 

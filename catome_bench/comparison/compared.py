@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from catome_bench.comparison.measured import UNITS, Measured
+from catome_bench.comparison.rows import UNITS, ComparedRow
 from catome_bench.files import whole_file
 from catome_bench.views.comparison import render_comparison, save_picture, side_by_side, to_text
 from catome_bench.views.speed import pace
@@ -35,14 +35,14 @@ class Compared:
         notes: What to know about the figures.
     """
 
-    rows: tuple[Measured, ...]
+    rows: tuple[ComparedRow, ...]
     gate: Mapping[str, float]
     settings: Mapping[str, Any]
     machine: Mapping[str, Any]
     notes: tuple[str, ...] = field(default=(WITHOUT_LPIPS,))
 
     @property
-    def recipes(self) -> tuple[Measured, ...]:
+    def recipes(self) -> tuple[ComparedRow, ...]:
         """The rows of the recipes."""
         return self.rows[1:]
 
@@ -116,7 +116,7 @@ def check_gate(gate: Mapping[str, float]) -> dict[str, float]:
     return dict(gate)
 
 
-def _verdict(row: Measured, gate: Mapping[str, float]) -> str:
+def _verdict(row: ComparedRow, gate: Mapping[str, float]) -> str:
     faults = _faults(row, gate)
     if not row.merged or row.psnr is None:
         return f"{row.name}: {' and '.join(faults)}: drop"
@@ -130,14 +130,14 @@ def _verdict(row: Measured, gate: Mapping[str, float]) -> str:
     return f"{row.name}: {'as fast' if speed == 1 else pace(speed)} {likeness}: {answer}{_doubt(row)}"
 
 
-def _faults(row: Measured, gate: Mapping[str, float]) -> list[str]:
+def _faults(row: ComparedRow, gate: Mapping[str, float]) -> list[str]:
     """Why not to keep a recipe."""
     if not row.merged:
         return ["nothing merges at this size"]
     return row.failures(gate) + (["it is no faster"] if round(row.speedup.median, 2) <= 1 else [])
 
 
-def _doubt(row: Measured) -> str:
+def _doubt(row: ComparedRow) -> str:
     """What to say where other calls might well have answered otherwise."""
     low, high = row.speedup.interval
     if len(row.shown) == 1:
@@ -145,7 +145,7 @@ def _doubt(row: Measured) -> str:
     return f"; its speed-up scatters from {low:.2f} to {high:.2f}: draw with more seeds" if low < 1 < high else ""
 
 
-def _files(index: int, row: Measured) -> dict[str, Tensor]:
+def _files(index: int, row: ComparedRow) -> dict[str, Tensor]:
     """The pictures of a row by the names of their files."""
     # Of a recipe's file, whose path may be longer than a name can be.
     name = "".join(letter if letter.isalnum() else "-" for letter in row.name)[-LONGEST_NAME:]

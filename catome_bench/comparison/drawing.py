@@ -18,7 +18,7 @@ Call = Mapping[str, Any] | Callable[[Any, torch.Generator], Any]
 """The arguments of a pipeline, or a function that gets the pipeline and a seeded generator and returns pictures."""
 
 
-class Drawn(NamedTuple):
+class DrawnCall(NamedTuple):
     """What one call of a pipeline has drawn.
 
     Attributes:
@@ -34,7 +34,7 @@ class Drawn(NamedTuple):
     memory: int | None
 
 
-def draw(pipe: Any, call: Call, seed: int) -> Drawn:
+def draw(pipe: Any, call: Call, seed: int) -> DrawnCall:
     """Call a pipeline once, with all of its random numbers from one seed.
 
     Raises:
@@ -51,7 +51,7 @@ def draw(pipe: Any, call: Call, seed: int) -> Drawn:
         seconds = stopwatch(lambda: outputs.append(_call(pipe, call, generator)))
     memory = next((torch.cuda.max_memory_allocated(one) for one in cuda), None)
     pictures = to_pictures(outputs[0])
-    return Drawn(pictures, seconds / len(pictures), sum(calls) / len(pictures), memory)
+    return DrawnCall(pictures, seconds / len(pictures), sum(calls) / len(pictures), memory)
 
 
 def networks_of(pipe: Any) -> list[nn.Module]:

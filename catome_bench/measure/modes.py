@@ -19,7 +19,7 @@ MODES = ("eager", "compiled", "cuda graphs", "regional")
 ENTRY_NUMBERS = count()
 
 
-class Backend:
+class CountingBackend:
     """Inductor, with a count of the graphs it compiles."""
 
     def __init__(self, mode: str) -> None:
@@ -32,7 +32,7 @@ class Backend:
         return compile_fx(graph, inputs, config_patches=dict(self.options))
 
 
-def compile_in_mode(module: nn.Module, mode: str, backend: Backend, fullgraph: bool) -> Callable[..., Any]:
+def compile_in_mode(module: nn.Module, mode: str, backend: CountingBackend, fullgraph: bool) -> Callable[..., Any]:
     """A callable that runs the module in this mode.
 
     Args:

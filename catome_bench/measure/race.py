@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 
 from catome_bench.measure.contender import ALWAYS, Contender, MakeContender
-from catome_bench.measure.modes import Backend, compile_in_mode, count_breaks, count_skips
+from catome_bench.measure.modes import CountingBackend, compile_in_mode, count_breaks, count_skips
 from catome_bench.measure.rows import Row, add_speedups, describe, mean_steps
 from catome_bench.measure.timing import Subject, Timing, interleave
 
@@ -60,7 +60,7 @@ class Runner:
         self._call_uncompiled()
         # CUDA graphs need one call to warm up and one to record.
         calls = 3 if self.mode == "cuda graphs" else 1
-        self.backend = Backend(self.mode)
+        self.backend = CountingBackend(self.mode)
         breaks, skips = count_breaks(), count_skips()
         self.call = compile_in_mode(self.contender.module, self.mode, self.backend, fullgraph)
         for subject in self.subjects().values():

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from catome_adapters import MergeSession, find_sites
 from catome_bench.models.artist import CLASSES, Artist, Drawing
 from catome_bench.models.pipeline import ClassPipeline
-from catome_bench.races.drawn import Drawn
+from catome_bench.races.kept import KeptDrawings
 from catome_bench.races.variants import REFERENCE, Variant
 
 
@@ -40,7 +40,7 @@ def draw_two_steps(pipeline: ClassPipeline, variant: Variant, pictures: Pictures
 
 
 def draw_in_turn(
-    pipeline: ClassPipeline, able: Mapping[str, Variant], pictures: Pictures, drawn: Drawn
+    pipeline: ClassPipeline, able: Mapping[str, Variant], pictures: Pictures, kept: KeptDrawings
 ) -> dict[str, list[Drawing]]:
     """Every picture with every variant in turn.
 
@@ -54,7 +54,7 @@ def draw_in_turn(
             unmerged = functools.cache(functools.partial(draw, able[REFERENCE], REFERENCE))
             for name, variant in able.items():
                 again = unmerged if name == REFERENCE else functools.partial(draw, variant, name)
-                drawings[name] += drawn.of(
+                drawings[name] += kept.of(
                     [name, "-".join(map(str, seeds))], functools.partial(_beside, unmerged, again)
                 )
                 bar.update(len(seeds))

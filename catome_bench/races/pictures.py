@@ -17,7 +17,7 @@ from catome_bench.models.pipeline import ClassPipeline, load_shipped
 from catome_bench.names import Arch
 from catome_bench.races.draw_in_turn import Pictures, draw_in_turn, draw_two_steps
 from catome_bench.races.drawings import measure_drawings
-from catome_bench.races.drawn import Drawn
+from catome_bench.races.kept import KeptDrawings
 from catome_bench.races.variants import REFERENCE, Variant, variants
 
 STEPS = (50, 10)
@@ -73,8 +73,8 @@ def run_pictures(
         every = variants(total, arch)
         chosen = {name: one for name, one in every.items() if only is None or name in (REFERENCE, *only)}
         folder = f"{size} pixels, {total} steps" + (f", batch {batch}" if batch > 1 else "")
-        drawn = Drawn(None if partial is None else Path(partial, arch, folder), describe_environment(device))
-        rows += _compare_variants(pipeline, chosen, Pictures(total, images, size, batch), drawn, describe)
+        kept = KeptDrawings(None if partial is None else Path(partial, arch, folder), describe_environment(device))
+        rows += _compare_variants(pipeline, chosen, Pictures(total, images, size, batch), kept, describe)
     name = describe and describe.name
     return {"images": images, "size": size, "batch": batch, "features": name, "rows": rows}
 
@@ -95,14 +95,14 @@ def _compare_variants(
     pipeline: ClassPipeline,
     chosen: Mapping[str, Variant],
     pictures: Pictures,
-    drawn: Drawn,
+    kept: KeptDrawings,
     describe: Features | None,
 ) -> list[dict[str, Any]]:
     # An error of the reference is one of all.
     draw_two_steps(pipeline, chosen[REFERENCE], pictures)
     notes = {name: _warm_up(pipeline, variant, pictures) for name, variant in chosen.items()}
     able = {name: variant for name, variant in chosen.items() if not notes[name]}
-    drawings = draw_in_turn(pipeline, able, pictures, drawn)
+    drawings = draw_in_turn(pipeline, able, pictures, kept)
     for name in [name for name in able if not _are_finite(drawings[name])]:
         notes[name] = "draws values that are not finite"
         del able[name]

@@ -21,7 +21,7 @@ FACTS = "catome"
 """The name of the text chunk of a PNG that holds what is known of its drawing."""
 
 
-class Picture(NamedTuple):
+class StoredPicture(NamedTuple):
     """What was drawn for one take by one row.
 
     Attributes:
@@ -87,20 +87,20 @@ class Store:
         """The rows that have not drawn a take yet."""
         return [row for row in rows if not self.path(row, take).is_file()]
 
-    def save(self, row: str, take: Take, picture: Picture) -> None:
+    def save(self, row: str, take: Take, picture: StoredPicture) -> None:
         """Write a picture, whole or not at all.
 
         Raises:
             OSError: If it cannot be written.
         """
         facts = PngInfo()
-        facts.add_text(FACTS, json.dumps({name: getattr(picture, name) for name in Picture._fields[1:]}))
+        facts.add_text(FACTS, json.dumps({name: getattr(picture, name) for name in StoredPicture._fields[1:]}))
         path = self.path(row, take)
         path.parent.mkdir(exist_ok=True)
         with whole_file(path) as part:
             Image.fromarray(to_bytes(picture.values).permute(1, 2, 0).numpy()).save(part, pnginfo=facts)
 
-    def load(self, row: str, take: Take) -> Picture:
+    def load(self, row: str, take: Take) -> StoredPicture:
         """Read a picture.
 
         Raises:
@@ -109,7 +109,7 @@ class Store:
         path = self.path(row, take)
         try:
             with Image.open(path, formats=["PNG"]) as image:
-                return Picture(to_pictures(image)[0], **json.loads(image.info[FACTS]))
+                return StoredPicture(to_pictures(image)[0], **json.loads(image.info[FACTS]))
         except (OSError, SyntaxError, KeyError, TypeError, ValueError) as error:
             what = f"{type(error).__name__}: {error}"
             raise ValueError(f"{path} is no picture of a sweep ({what}); delete it and draw again") from error

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from catome_bench.files import whole_file
-from catome_bench.sweeping.measured import SweptRow
+from catome_bench.sweeping.rows import SweptRow
 from catome_bench.views.comparison import to_text
 from catome_bench.views.sweep import render_sweep, summarize
 

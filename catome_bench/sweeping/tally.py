@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from catome_bench.measure.features import Features
-from catome_bench.sweeping.measured import measure
 from catome_bench.sweeping.real import find_pictures, measure_pictures
+from catome_bench.sweeping.rows import measure
 from catome_bench.sweeping.store import Store
 from catome_bench.sweeping.swept import Swept
 from catome_bench.sweeping.takes import all_takes

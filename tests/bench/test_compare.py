@@ -15,8 +15,8 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 from catome_adapters import RECIPES, MergeRecipe, attach, sessions
 from catome_bench.compare import Compared, compare
 from catome_bench.comparison.compared import check_gate
-from catome_bench.comparison.drawing import Drawn
-from catome_bench.comparison.measured import Sample
+from catome_bench.comparison.drawing import DrawnCall
+from catome_bench.comparison.rows import ComparedSample
 from catome_bench.measure.spread import Spread
 from catome_bench.views.comparison import to_bytes
 from catome_core import Lattice
@@ -280,7 +280,7 @@ def test_an_equal_frame_does_not_make_the_others_equal():
     clip = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     other = clip.clone()
     other[1:] = (other[1:] + 0.1).clamp(max=1)
-    sample = Sample.of(Drawn(other, 1.0, 1.0, None), clip, 0.5)
+    sample = ComparedSample.of(DrawnCall(other, 1.0, 1.0, None), clip, 0.5)
     assert sample.psnr == pytest.approx(-10 * (other - clip).square().mean().log10().item())
 
 

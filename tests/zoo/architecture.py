@@ -70,7 +70,8 @@ class Architecture:
         self, network: nn.Module, *, batch: int = 2, size: Size | None = None, seed: int = 0, **changes: Any
     ) -> Tensor:
         """One call, with gradients; `changes` are arguments of the network."""
-        return network(**self.inputs(batch, size=size, seed=seed) | changes, return_dict=False)[0]
+        predicted = network(**self.inputs(batch, size=size, seed=seed) | changes, return_dict=False)[0]
+        return torch.stack(predicted) if isinstance(predicted, list) else predicted
 
     @torch.no_grad()
     def call(self, network: nn.Module, **options: Any) -> Tensor:

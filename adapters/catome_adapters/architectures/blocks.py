@@ -20,11 +20,15 @@ FIRST_FRAME = (
 class BlockFacts:
     """What is special about a class of blocks. Every field but `skipped` is a field of `BlockLayout`.
 
+    Where the registry does not have the class, its tokens are the first argument and what it returns, unless `tokens`
+    and `output` say otherwise.
+
     Attributes:
         text_side: Where joint attention has its text.
         skipped: Why the block is left alone.
     """
 
+    tokens: str | None = None
     text_side: Side | None = None
     text: str | None = None
     output: int | None = None

@@ -62,7 +62,7 @@ def test_model_without_a_site_is_refused_with_a_remedy(model):
     [
         (unet_of_text_attention, "attends to text"),
         (Gridless, "the call of Gridless does not give the grid: looked for img_ids"),
-        (Unsupported, "Linear is not among the blocks whose arguments are in diffusers'"),
+        (Unsupported, "Linear is neither among the blocks that are known here nor in diffusers'"),
     ],
 )
 def test_refusal_names_what_looks_like_a_site_and_why_it_is_none(model, reason):

@@ -17,7 +17,7 @@ from catome_bench.calibration.damage import (
     saved_in,
     usual_by_take,
 )
-from catome_bench.calibration.groups import group_sites
+from catome_bench.calibration.groups import group_by_setting
 from catome_bench.calibration.measurements import Measurements
 from catome_bench.calibration.takes import Takes, seconds_of
 from catome_core import CheckpointSchedule
@@ -38,7 +38,7 @@ def draw(pipe: Any, seed: int) -> Tensor:
 
 
 def effects(pipe: Any, names: tuple[str, ...], groups: int = 1, **others: Any) -> list[Any]:
-    chosen = dict(list(group_sites(find_sites(pipe)).items())[:groups])
+    chosen = dict(list(group_by_setting(find_sites(pipe)).items())[:groups])
     settings = {name: SETTINGS[name] for name in names}
     given = {"measurements": Measurements(None, {}), "refusals": {group: {} for group in chosen}, "progress": False}
     return measure_effects(Takes(pipe, [CALL], [3, 5]), chosen, settings, **given | others)
@@ -73,7 +73,7 @@ def test_seconds_of_a_setting_count_over_all_parts(pipe, monkeypatch):
 
 
 def test_all_groups_are_timed_in_every_picture(pipe):
-    groups = group_sites(find_sites(pipe))
+    groups = group_by_setting(find_sites(pipe))
     first, *others = groups
     takes = Takes(pipe, [CALL], [3, 5])
     error, pictures = draw_timed(takes, groups, first, SETTINGS["half matched, keys"])
@@ -128,7 +128,7 @@ def test_what_saves_no_more_than_a_closer_one_is_not_measured_in_parts():
 
 @pytest.mark.usefixtures("saves")
 def test_what_does_not_fit_is_left_out_with_the_reason(pipe):
-    groups = group_sites(find_sites(pipe))
+    groups = group_by_setting(find_sites(pipe))
     refused = find_refusals(pipe, groups, {"ToMe": RECIPES["tome"], "ours": SETTINGS["1/4 of the keys"]})
     assert list(refused) == list(groups)
     for reasons in refused.values():

@@ -6,7 +6,7 @@ import pytest
 from torch import nn
 
 from catome_adapters import MergeSite, find_sites
-from catome_bench.calibration.groups import MOST_GROUPS, group_sites
+from catome_bench.calibration.groups import MOST_GROUPS, group_by_setting
 from zoo.class_pipelines import tiny_shipped
 
 BLOCK: Any = nn.TransformerEncoderLayer(8, 2, batch_first=True)
@@ -17,7 +17,7 @@ def site(name: str, level: int = 1) -> MergeSite:
 
 
 def names(sites: list[MergeSite]) -> list[list[str]]:
-    return [[one.name for one in group] for group in group_sites(sites).values()]
+    return [[one.name for one in group] for group in group_by_setting(sites).values()]
 
 
 def test_every_site_is_in_one_group_in_order():
@@ -44,14 +44,14 @@ def test_levels_are_apart():
 
 def test_a_group_is_called_by_its_first_and_last_site():
     sites = [site(f"blocks.{index}") for index in range(9)]
-    assert list(group_sites(sites)) == [*(f"blocks.{index}" for index in range(7)), "blocks.7 to 8"]
+    assert list(group_by_setting(sites)) == [*(f"blocks.{index}" for index in range(7)), "blocks.7 to 8"]
 
 
 @pytest.mark.parametrize("arch", ["unet", "dit"])
 def test_few_sites_are_groups_of_their_own(arch):
     sites = find_sites(tiny_shipped(arch))
-    assert list(group_sites(sites)) == [one.name for one in sites]
+    assert list(group_by_setting(sites)) == [one.name for one in sites]
 
 
 def test_no_sites_are_no_groups():
-    assert group_sites([]) == {}
+    assert group_by_setting([]) == {}

@@ -22,7 +22,7 @@ from catome_bench.measure.frechet import frechet_distance
 from catome_bench.races import peers
 from catome_bench.races.peers import PEERS
 from catome_bench.sweep import Swept, measure_sweep
-from catome_bench.sweeping import run as running
+from catome_bench.sweeping import sweep as drawing
 from catome_bench.sweeping.store import Store
 from catome_bench.sweeping.takes import Take, all_takes
 from catome_bench.views.comparison import to_bytes
@@ -117,7 +117,7 @@ def test_a_sweep_that_ended_goes_on_and_draws_nothing_twice(sweep, saved, tmp_pa
 def test_a_sweep_that_is_whole_is_only_measured_again(sweep, saved, tmp_path, monkeypatch):
     swept = sweep()
     del saved[:]
-    monkeypatch.setattr(running.Run, "_draw", lambda run, name, *_: None if name == "unmerged" else pytest.fail(name))
+    monkeypatch.setattr(drawing.Sweep, "_draw", lambda run, name, *_: None if name == "unmerged" else pytest.fail(name))
     assert str(sweep()) == str(swept) and saved == []
     (tmp_path / "sweep" / "results.json").unlink()
     assert str(measure_sweep(tmp_path / "sweep", progress=False)) == str(swept)
@@ -221,7 +221,7 @@ def test_pictures_of_several_machines_are_noted(sweep, monkeypatch):
     process(monkeypatch, 0, 2)
     sweep()
     process(monkeypatch, 1, 2)
-    monkeypatch.setattr(running, "device_name", lambda device: "another")
+    monkeypatch.setattr(drawing, "device_name", lambda device: "another")
     assert re.search("several machines, whose seconds are not comparable: .+, another\n", str(sweep()))
 
 
@@ -242,7 +242,7 @@ def test_processes_that_write_one_file_do_not_meet(tmp_path, monkeypatch):
 
 
 def test_the_order_of_the_tables_is_no_other_setting(sweep, monkeypatch):
-    monkeypatch.setattr(running.Run, "draw_shard", lambda *given: None)
+    monkeypatch.setattr(drawing.Sweep, "draw_shard", lambda *given: None)
     for tables in (["comparison", "configurations"], ["configurations", "comparison", "comparison"]):
         assert sweep(tables=tables).settings["tables"] == ["configurations", "comparison"]
 
@@ -254,7 +254,7 @@ def test_a_table_of_data_needs_no_picture(sweep, saved):
 
 
 def test_other_settings_are_refused_and_nothing_changes(sweep, pipe, tmp_path, monkeypatch):
-    monkeypatch.setattr(running.Run, "draw_shard", lambda *given: None)
+    monkeypatch.setattr(drawing.Sweep, "draw_shard", lambda *given: None)
     sweep()
     before = files(tmp_path / "sweep")
     for changes, message in [
@@ -351,7 +351,7 @@ def test_a_damaged_picture_is_named(sweep, tmp_path):
 def test_a_folder_that_is_no_sweep_is_refused(sweep, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"sweep.json cannot be read .*pass the folder of a sweep"):
         measure_sweep(tmp_path, progress=False)
-    monkeypatch.setattr(running.Run, "draw_shard", lambda *given: None)
+    monkeypatch.setattr(drawing.Sweep, "draw_shard", lambda *given: None)
     sweep()
     with pytest.raises(ValueError, match="no picture has been drawn by every row"):
         measure_sweep(tmp_path / "sweep", progress=False)

@@ -16,8 +16,8 @@ from catome_bench.models.artist import Drawing
 MACHINE = "machine.json"
 
 
-class Drawn:
-    """Pictures by key, drawn once: with a folder, also after the process that drew them has ended.
+class KeptDrawings:
+    """Drawings by key, made once: with a folder, also after the process that drew them has ended.
 
     Args:
         folder: Where they are kept; None: nowhere.
@@ -28,8 +28,9 @@ class Drawn:
         >>> def never() -> list[Drawing]:
         ...     raise AssertionError
         >>> with TemporaryDirectory() as folder:
-        ...     first = Drawn(folder, {}).of(["cat", "1/4"], lambda: [Drawing(torch.zeros(3, 8, 8), steps=[2.0])])
-        ...     Drawn(folder, {}).of(["cat", "1/4"], never)[0].seconds
+        ...     key, drawing = ["cat", "1/4"], Drawing(torch.zeros(3, 8, 8), steps=[2.0])
+        ...     first = KeptDrawings(folder, {}).of(key, lambda: [drawing])
+        ...     KeptDrawings(folder, {}).of(key, never)[0].seconds
         2.0
     """
 

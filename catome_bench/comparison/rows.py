@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from catome_adapters.recipes.calibrated import Recipe
-from catome_bench.comparison.drawing import Drawn
+from catome_bench.comparison.drawing import DrawnCall
 from catome_bench.measure.fidelity import mean_ssim, psnr
 from catome_bench.measure.spread import Spread
 from catome_bench.views.comparison import to_bytes
@@ -20,7 +20,7 @@ UNITS = {"psnr": " dB", "ssim": ""}
 """The measures of fidelity that a gate may ask for."""
 
 
-class Sample(NamedTuple):
+class ComparedSample(NamedTuple):
     """One call, beside the unmerged one with the same arguments and seed.
 
     Attributes:
@@ -44,7 +44,7 @@ class Sample(NamedTuple):
     shown: Tensor
 
     @classmethod
-    def of(cls, drawn: Drawn, unmerged: Tensor, merged: float) -> Sample:
+    def of(cls, drawn: DrawnCall, unmerged: Tensor, merged: float) -> ComparedSample:
         """What was drawn, against the unmerged pictures.
 
         Raises:
@@ -58,7 +58,7 @@ class Sample(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
+class ComparedRow:
     """One way to draw, over all calls.
 
     Attributes:
@@ -90,7 +90,9 @@ class Measured:
     shown: tuple[Tensor, ...]
 
     @classmethod
-    def of(cls, name: str, recipe: Recipe | None, samples: Sequence[Sample], unmerged: Sequence[Sample]) -> Measured:
+    def of(
+        cls, name: str, recipe: Recipe | None, samples: Sequence[ComparedSample], unmerged: Sequence[ComparedSample]
+    ) -> ComparedRow:
         """Of samples whose first one is the warm-up, as is the first of the unmerged ones."""
         first, *rest = samples
         pairs = list(zip(unmerged[1:], rest, strict=True))

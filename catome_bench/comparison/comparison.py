@@ -15,7 +15,7 @@ from catome_adapters.recipes.calibrated import Recipe
 from catome_bench.comparison.attached import attached
 from catome_bench.comparison.calls import check_calls
 from catome_bench.comparison.drawing import Call, draw, is_compiled
-from catome_bench.comparison.measured import Sample
+from catome_bench.comparison.rows import ComparedSample
 
 UNMERGED = "unmerged"
 
@@ -23,7 +23,7 @@ Take = tuple[int, int]
 """The number of a call, and a seed."""
 
 
-class Run:
+class Comparison:
     """The same calls without merging and with every recipe.
 
     Args:
@@ -52,7 +52,7 @@ class Run:
         self.alternates = not is_compiled(pipe)
         self._unmerged: dict[Take, Tensor] = {}
 
-    def draw_all(self, progress: bool) -> dict[str, list[Sample]]:
+    def draw_all(self, progress: bool) -> dict[str, list[ComparedSample]]:
         """Make all calls, under a bar if there is to be one.
 
         Returns:
@@ -62,7 +62,7 @@ class Run:
             TypeError: If a call returns no pictures.
             ValueError: If what is drawn is not finite, or not of one size.
         """
-        samples: dict[str, list[Sample]] = defaultdict(list)
+        samples: dict[str, list[ComparedSample]] = defaultdict(list)
         calls = len(self.variants) * (1 + len(self.takes))
         with tqdm(total=calls, unit="call", disable=not progress) as bar:
             for name, takes in self._turns():
@@ -82,13 +82,13 @@ class Run:
         yield from ((name, [first]) for name in self.variants)
         yield from ((name, [take]) for take in self.takes for name in self.variants)
 
-    def _draw(self, name: str, session: MergeSession | None, take: Take) -> Sample:
+    def _draw(self, name: str, session: MergeSession | None, take: Take) -> ComparedSample:
         number, seed = take
         try:
             drawn = draw(self.pipe, self.calls[number], seed)
             # Unmerged pictures are drawn before all others.
             unmerged = self._unmerged.setdefault(take, drawn.pictures)
-            return Sample.of(drawn, unmerged, session.summary().merged_fraction if session else 0.0)
+            return ComparedSample.of(drawn, unmerged, session.summary().merged_fraction if session else 0.0)
         except ValueError as error:
             raise ValueError(f"{name}, seed {seed}: {error}") from error
 

@@ -9,12 +9,12 @@ from typing import Any
 from tqdm import tqdm
 
 from catome_adapters import MergeSession
-from catome_bench.comparison.drawing import Drawn, device_of, draw
+from catome_bench.comparison.drawing import DrawnCall, device_of, draw
 from catome_bench.measure.environment import device_name
 from catome_bench.measure.rows import describe
 from catome_bench.models.artist import unmerged_is_fine
 from catome_bench.races.variants import REFERENCE, Variant
-from catome_bench.sweeping.store import Picture, Store
+from catome_bench.sweeping.store import Store, StoredPicture
 from catome_bench.sweeping.tables import AFTER_ANOTHER
 from catome_bench.sweeping.takes import Shard, Take
 
@@ -22,7 +22,7 @@ WARM_UP_STEPS = 2
 
 
 @dataclass(frozen=True)
-class Run:
+class Sweep:
     """What to draw, and with which pipeline.
 
     Attributes:
@@ -64,7 +64,7 @@ class Run:
             due, unit="picture", desc=f"process {shard.rank + 1}/{shard.world}", disable=not progress
         ):
             drawn, merged = self._draw(name, rows[name], take, rows[name].steps(self.steps))
-            store.save(name, take, Picture(drawn.pictures[0], drawn.seconds, merged, machine))
+            store.save(name, take, StoredPicture(drawn.pictures[0], drawn.seconds, merged, machine))
 
     def _reason(self, variant: Variant) -> str:
         """Why a row cannot be drawn; empty if it can. What is wrong with the pipeline itself is raised."""
@@ -79,7 +79,7 @@ class Run:
             return describe(error)
         return ""
 
-    def _draw(self, name: str, variant: Variant, take: Take, steps: int) -> tuple[Drawn, float | None]:
+    def _draw(self, name: str, variant: Variant, take: Take, steps: int) -> tuple[DrawnCall, float | None]:
         """What a row draws, and which share merged, where that is counted."""
         try:
             with unmerged_is_fine(), variant.apply(self.pipe) as session:
@@ -90,7 +90,7 @@ class Run:
         except ValueError as error:
             raise ValueError(f"{name}, prompt {take.prompt}, seed {take.seed}: {error}") from error
 
-    def _call(self, take: Take, steps: int) -> Drawn:
+    def _call(self, take: Take, steps: int) -> DrawnCall:
         drawn = draw(self.pipe, {**self.calls[take.prompt], "num_inference_steps": steps}, take.seed)
         if len(drawn.pictures) != 1:
             raise ValueError(

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from catome_bench.models.artist import Artist, Drawing
-from catome_bench.races.drawn import Drawn
+from catome_bench.races.kept import KeptDrawings
 from catome_bench.races.pictures import run_pictures
 
 KEY = ["dit", "1/4 lattice, near 1", "MagCache 0.12"]
@@ -22,30 +22,30 @@ def draw(seconds: float = 1.5) -> list[Drawing]:
 
 
 def test_what_was_drawn_is_read_as_it_was(tmp_path):
-    Drawn(tmp_path, MACHINE).of(KEY, draw)
-    for again, first in zip(Drawn(tmp_path, MACHINE).of(KEY, never), draw(), strict=True):
+    KeptDrawings(tmp_path, MACHINE).of(KEY, draw)
+    for again, first in zip(KeptDrawings(tmp_path, MACHINE).of(KEY, never), draw(), strict=True):
         assert torch.equal(again.picture, first.picture)
         assert again[1:] == first[1:]
 
 
 def test_every_key_has_a_picture_of_its_own(tmp_path):
-    drawn = Drawn(tmp_path, MACHINE)
+    kept = KeptDrawings(tmp_path, MACHINE)
     others = [KEY, ["dit", "1", "4 lattice, near 1"], ["dit", "1/4 lattice, near 1", "MagCache 0.1"], ["dit"]]
     for seconds, key in enumerate(others):
-        drawn.of(key, lambda seconds=seconds: draw(seconds))
-    assert [drawn.of(key, never)[0].seconds for key in others] == [0, 1, 2, 3]
+        kept.of(key, lambda seconds=seconds: draw(seconds))
+    assert [kept.of(key, never)[0].seconds for key in others] == [0, 1, 2, 3]
 
 
 def test_without_a_folder_every_picture_is_drawn():
-    drawn = Drawn(None, MACHINE)
-    assert [drawn.of(KEY, lambda one=one: draw(one))[0].seconds for one in (1.0, 2.0)] == [1.0, 2.0]
+    kept = KeptDrawings(None, MACHINE)
+    assert [kept.of(KEY, lambda one=one: draw(one))[0].seconds for one in (1.0, 2.0)] == [1.0, 2.0]
 
 
 def test_a_folder_keeps_pictures_of_one_machine(tmp_path):
-    Drawn(tmp_path, MACHINE).of(KEY, draw)
+    KeptDrawings(tmp_path, MACHINE).of(KEY, draw)
     with pytest.raises(ValueError, match=r"drawn with threads 1, not 2, whose times cannot be compared; delete it"):
-        Drawn(tmp_path, MACHINE | {"threads": 2})
-    assert Drawn(tmp_path, MACHINE).of(KEY, never)
+        KeptDrawings(tmp_path, MACHINE | {"threads": 2})
+    assert KeptDrawings(tmp_path, MACHINE).of(KEY, never)
 
 
 def test_a_run_that_goes_on_is_timed_beside_an_unmerged_run_of_its_own(tmp_path, monkeypatch):
@@ -85,23 +85,23 @@ def test_a_picture_that_is_not_finite_is_a_note_and_the_others_keep_their_rows(m
 
 
 def test_another_file_is_an_error_that_names_it(tmp_path):
-    Drawn(tmp_path, MACHINE).of(["a"], draw)
+    KeptDrawings(tmp_path, MACHINE).of(["a"], draw)
     (tmp_path / "a.pt").write_text("something else")
     with pytest.raises(ValueError, match=r"a\.pt holds no picture .*delete it"):
-        Drawn(tmp_path, MACHINE).of(["a"], never)
+        KeptDrawings(tmp_path, MACHINE).of(["a"], never)
 
 
 def test_a_broken_run_goes_on_with_the_pictures_that_it_has(tmp_path, monkeypatch):
     """The second run draws what the first did not, and takes the times of what it did."""
     drawn = []
-    real = Drawn.of
+    real = KeptDrawings.of
 
     def of(self, key, draw):
         if len(drawn) == 3:
             raise KeyboardInterrupt
         return real(self, key, lambda: drawn.append(key) or draw())
 
-    monkeypatch.setattr(Drawn, "of", of)
+    monkeypatch.setattr(KeptDrawings, "of", of)
     with pytest.raises(KeyboardInterrupt):
         run_pictures(**SMALL, images=2, partial=tmp_path)
     assert drawn == [["unmerged", "0"], ["ToDo", "0"], ["unmerged", "1"]]

@@ -15,11 +15,11 @@ from catome_bench.measure.fidelity import psnr, ssim
 from catome_bench.measure.frechet import Moments
 from catome_bench.measure.spread import Spread
 from catome_bench.races.variants import REFERENCE
-from catome_bench.sweeping.store import Picture, Store
+from catome_bench.sweeping.store import Store, StoredPicture
 from catome_bench.sweeping.takes import Take
 
 
-class Sample(NamedTuple):
+class SweptSample(NamedTuple):
     """One picture, beside the unmerged one of the same take."""
 
     seconds: float
@@ -29,7 +29,7 @@ class Sample(NamedTuple):
     merged: float | None
 
     @classmethod
-    def of(cls, picture: Picture, unmerged: Picture) -> Sample:
+    def of(cls, picture: StoredPicture, unmerged: StoredPicture) -> SweptSample:
         """Its figures."""
         pair = picture.values, unmerged.values
         return cls(picture.seconds, unmerged.seconds / picture.seconds, psnr(*pair), ssim(*pair), picture.merged)
@@ -60,7 +60,7 @@ class SweptRow:
     merged: float | None
 
     @classmethod
-    def of(cls, name: str, family: str, samples: Sequence[Sample], distance: float | None) -> SweptRow:
+    def of(cls, name: str, family: str, samples: Sequence[SweptSample], distance: float | None) -> SweptRow:
         """Of at least one sample."""
         merges, merged = name != REFERENCE, [one.merged for one in samples if one.merged is not None]
         return cls(
@@ -79,7 +79,7 @@ class SweptRow:
         return {name: value.to_dict() if isinstance(value, Spread) else value for name, value in vars(self).items()}
 
 
-class Measured(NamedTuple):
+class SweptRows(NamedTuple):
     """What the pictures say.
 
     Attributes:
@@ -98,7 +98,7 @@ def measure(
     features: Features,
     real: Moments | None,
     progress: bool,
-) -> Measured:
+) -> SweptRows:
     """Read every picture once.
 
     Args:
@@ -112,21 +112,21 @@ def measure(
     Raises:
         ValueError: If a picture cannot be read.
     """
-    samples: dict[str, list[Sample]] = defaultdict(list)
+    samples: dict[str, list[SweptSample]] = defaultdict(list)
     moments: dict[str, Moments] = {}
     machines: dict[str, None] = {}
     for take in tqdm(takes, unit="take", desc="measuring", disable=not progress):
         unmerged = store.load(REFERENCE, take)
         for name in families:
             picture = unmerged if name == REFERENCE else store.load(name, take)
-            samples[name].append(Sample.of(picture, unmerged))
+            samples[name].append(SweptSample.of(picture, unmerged))
             one = features.moments([picture.values])
             moments[name] = moments[name].joined(one) if name in moments else one
             machines[picture.machine] = None
     goal = real or moments[REFERENCE]
     distances = {name: None if one is goal else _distance(one, goal) for name, one in moments.items()}
     rows = (SweptRow.of(name, family, samples[name], distances[name]) for name, family in families.items())
-    return Measured(tuple(rows), tuple(machines))
+    return SweptRows(tuple(rows), tuple(machines))
 
 
 def _distance(one: Moments, other: Moments) -> float | None:

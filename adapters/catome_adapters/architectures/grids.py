@@ -1,0 +1,64 @@
+"""How the call of a diffusers transformer gives the grid of its tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from catome_adapters.sites.call import Signature
+from catome_adapters.sites.grid import Measure, PositionGrid, Shape, patches, shapes_from, sizes_from
+from catome_adapters.sites.site import Reason
+
+MEASURES: dict[str, Measure | Reason] = {}
+"""By the class of a network: what neither its arguments nor its configuration say in the usual way."""
+
+
+def measure_for(network: nn.Module) -> Measure | Reason:
+    """How the network's arguments give the grid; or what was looked for."""
+    names, patch = Signature.of(network).names, patch_size(network)
+    if known := MEASURES.get(type(network).__name__):
+        return known
+    if hasattr(network, "temporal_transformer_blocks"):
+        return Reason(
+            f"{type(network).__name__} attends within every frame and over frames in turn, so that no grid is that of "
+            "all its blocks"
+        )
+    if "img_ids" in names:
+        return PositionGrid("img_ids")
+    if "img_shapes" in names:
+        return shapes_from("img_shapes")
+    if {"num_frames", "height", "width"} <= set(names):
+        return sizes_from("num_frames", "height", "width")
+    if "hidden_states" in names and patch:
+        # CogVideoX, alone among them, is (batch, frames, channels, height, width).
+        return patches("hidden_states", patch, frames_first=hasattr(_config(network), "sample_frames"))
+    return Reason(
+        f"the call of {type(network).__name__} does not give the grid: looked for img_ids, img_shapes, (num_frames, "
+        "height, width), or hidden_states and a patch_size in its config"
+    )
+
+
+def patch_size(network: nn.Module) -> Shape:
+    """Size of a patch from the config: (height, width) or (frames, height, width); empty if it names none."""
+    config = _config(network)
+    patch = getattr(config, "patch_size", None)
+    if isinstance(patch, (tuple, list)):
+        return tuple(patch)
+    if not isinstance(patch, int):
+        return ()
+    video = hasattr(config, "patch_size_t")
+    return ((config.patch_size_t or 1), patch, patch) if video else (patch, patch)
+
+
+def default_shape(network: nn.Module) -> Shape | None:
+    """The grid at the size that the config names."""
+    size, patch = getattr(_config(network), "sample_size", None), patch_size(network)
+    if size is None or len(patch) != 2:
+        return None
+    height, width = (size, size) if isinstance(size, int) else size
+    return height // patch[0], width // patch[1]
+
+
+def _config(network: nn.Module) -> Any:
+    return getattr(network, "config", None)
