@@ -9,6 +9,14 @@ from running import SCOPES
 from zoo.architecture import Architecture
 from zoo.latent_images import COGVIEW4, DIT, HUNYUAN_IMAGE, PIXART, SD3
 from zoo.packed_images import BRIA, FLUX, FLUX2, FLUX2_WITH_REFERENCE, FLUX_KONTEXT, QWEN_IMAGE, QWEN_IMAGE_EDIT
+from zoo.qwen_kin import (
+    BRIA_FIBO_2,
+    ERNIE_IMAGE,
+    JOY_IMAGE_EDIT,
+    JOY_IMAGE_EDIT_PLUS,
+    NUCLEUS_IMAGE,
+    QWEN_IMAGE_21,
+)
 from zoo.videos import CHRONO_EDIT, COGVIDEOX, HUNYUAN_VIDEO, HUNYUAN_VIDEO_I2V, LTX, WAN, WAN_TI2V
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -33,6 +41,12 @@ MORE_ARCHITECTURES: dict[str, Architecture] = {
     "ChronoEdit": CHRONO_EDIT,
     "CogView4": COGVIEW4,
     "Bria": BRIA,
+    "Qwen-Image 2.1": QWEN_IMAGE_21,
+    "ERNIE-Image": ERNIE_IMAGE,
+    "JoyImage-Edit": JOY_IMAGE_EDIT,
+    "JoyImage-Edit Plus": JOY_IMAGE_EDIT_PLUS,
+    "Nucleus-Image": NUCLEUS_IMAGE,
+    "Bria FIBO 2": BRIA_FIBO_2,
 }
 ALL_ARCHITECTURES = ARCHITECTURES | MORE_ARCHITECTURES
 SCOPES_THAT_WORK = [

@@ -15,6 +15,11 @@ FIRST_FRAME = (
     "its modulation counts the tokens of the first frame, which merging moves; use scope='attention' or 'keys'"
 )
 
+EXPERTS_CHOOSE = (
+    "each of its experts chooses a share of the tokens, and would choose among slots as if each were one token; use "
+    "scope='attention' or 'keys'"
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class BlockFacts:
@@ -31,6 +36,8 @@ class BlockFacts:
     tokens: str | None = None
     text_side: Side | None = None
     text: str | None = None
+    cached: str | None = None
+    tokens_first: bool | None = None
     output: int | None = None
     extra_side: Side | None = None
     per_token: tuple[PerToken, ...] | None = None
@@ -46,11 +53,28 @@ class BlockFacts:
 
 
 BLOCKS: dict[str, BlockFacts] = {
+    "BriaFibo2PerceiverLayer": BlockFacts(skipped="has tokens of text alone"),
+    "BriaFibo2TransformerBlock": BlockFacts(  # one sequence: text, image, reference images; its rotary rows have a batch
+        extra_side="front",
+        shared=False,
+        per_token=(PerToken("freqs_cis"), PerToken("noise_mask", axis=1)),
+    ),
     "BriaTransformerBlock": BlockFacts(text_side="front", output=1, text="encoder_hidden_states"),
     "CogVideoXBlock": BlockFacts(text_side="front"),
     "CogView4TransformerBlock": BlockFacts(text_side="front"),
     "Cosmos3VLTextMoTDecoderLayer": BlockFacts(
         skipped="attends to text and image in two calls of attention of its own"
+    ),
+    "ErnieImageSharedAdaLNBlock": BlockFacts(  # one sequence: image, text
+        text_side="back",
+        extra_side="back",
+        tokens_first=True,
+        shared=False,
+        per_token=(
+            PerToken("rotary_pos_emb", axis=1),
+            PerToken("image_rotary_emb", axis=1),
+            PerToken("temb", axis=0, ndim=3),
+        ),
     ),
     "Flux2SingleTransformerBlock": BlockFacts(extra_side="front"),  # one sequence: text, image, reference images
     "Flux2TransformerBlock": BlockFacts(
@@ -65,11 +89,37 @@ BLOCKS: dict[str, BlockFacts] = {
     "HunyuanVideoTokenReplaceSingleTransformerBlock": BlockFacts(text_side="back", refused={"block": FIRST_FRAME}),
     "HunyuanVideoTokenReplaceTransformerBlock": BlockFacts(text_side="back", refused={"block": FIRST_FRAME}),
     "HunyuanVideoTransformerBlock": BlockFacts(text_side="back"),
+    "JoyImageEditPlusTransformerBlock": BlockFacts(  # reference images and padding behind; its rotary rows have a batch
+        text_side="back",
+        text="encoder_hidden_states",
+        output=0,
+        extra_side="back",
+        shared=False,
+        per_token=(PerToken("image_rotary_emb"),),
+    ),
+    "JoyImageTransformerBlock": BlockFacts(
+        text_side="back",
+        text="encoder_hidden_states",
+        output=0,
+        extra_side="back",
+        per_token=(PerToken("image_rotary_emb", entry=0),),
+    ),
     "JointTransformerBlock": BlockFacts(text_side="back"),
     "LTXVideoTransformerBlock": BlockFacts(shared=False),  # its rotary rows have a batch
     "MochiTransformerBlock": BlockFacts(
         skipped="attends to every sample by itself, each with a text of its own length, so that its calls of attention "
         "cannot be recognized by the number of their keys"
+    ),
+    "NucleusMoEImageTransformerBlock": BlockFacts(
+        text_side="back",
+        text="encoder_hidden_states",
+        per_token=(PerToken("image_rotary_emb", entry=0), PerToken("attention_mask", axis=1, ndim=2)),
+        refused={"block": EXPERTS_CHOOSE},
+    ),
+    "QwenImage21TransformerBlock": BlockFacts(  # one sequence: text, reference images, image
+        extra_side="front",
+        cached="layer_cache",
+        per_token=(PerToken("rotary_emb"), PerToken("target_token_mask"), PerToken("key_valid", axis=1)),
     ),
     "QwenImageTransformerBlock": BlockFacts(
         text_side="front", per_token=(PerToken("image_rotary_emb", entry=0), *MODULATION)

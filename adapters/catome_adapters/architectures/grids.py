@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from math import prod
 from typing import Any
 
 from torch import nn
 
 from catome_adapters.sites.call import Signature
-from catome_adapters.sites.grid import Measure, PositionGrid, Shape, patches, shapes_from, sizes_from
+from catome_adapters.sites.grid import (
+    GridSize,
+    Measure,
+    PositionGrid,
+    Shape,
+    grid_size,
+    patches,
+    shapes_from,
+    sizes_from,
+)
 from catome_adapters.sites.site import Reason
 
-MEASURES: dict[str, Measure | Reason] = {}
+MEASURES: dict[str, Measure | Reason] = {
+    "JoyImageEditPlusTransformer3DModel": shapes_from("shape_list", padded=True),
+    "QwenImage21Transformer2DModel": shapes_from("img_shapes", last=True),
+}
 """By the class of a network: what neither its arguments nor its configuration say in the usual way."""
 
 
@@ -19,6 +33,8 @@ def measure_for(network: nn.Module) -> Measure | Reason:
     names, patch = Signature.of(network).names, patch_size(network)
     if known := MEASURES.get(type(network).__name__):
         return known
+    if make := CONFIGURED.get(type(network).__name__):
+        return make(network)
     if hasattr(network, "temporal_transformer_blocks"):
         return Reason(
             f"{type(network).__name__} attends within every frame and over frames in turn, so that no grid is that of "
@@ -37,6 +53,61 @@ def measure_for(network: nn.Module) -> Measure | Reason:
         f"the call of {type(network).__name__} does not give the grid: looked for img_ids, img_shapes, (num_frames, "
         "height, width), or hidden_states and a patch_size in its config"
     )
+
+
+def last_item(network: nn.Module) -> Measure:
+    """Latents (batch, channels, frames, height, width), or several items of them along dimension 1.
+
+    The last item is the one drawn, and its tokens come first.
+    """
+    patch = patch_size(network)
+
+    def measure(arguments: Mapping[str, Any]) -> GridSize:
+        shape = arguments["hidden_states"].shape
+        items = shape[1] if len(shape) == 6 else 1
+        frames, *plane = (size // step for size, step in zip(shape[-3:], patch, strict=True))
+        grid = tuple(plane) if frames == 1 else (frames, *plane)
+        return GridSize(grid, (items - 1) * prod(grid))
+
+    return measure
+
+
+def in_front_or_behind(network: nn.Module) -> Measure:
+    """Latents of an image, reference images behind it, and text in front; or behind, where a batch pads it."""
+    image, step = patches("hidden_states", patch_size(network)), patch_size(network)[0]
+
+    def measure(arguments: Mapping[str, Any]) -> GridSize:
+        others = arguments.get("context_latents") or ()
+        behind = sum((one.shape[-2] // step) * (one.shape[-1] // step) for one in others)
+        counts = text_counts(network, arguments)
+        padded = min(counts) < max(counts)
+        return GridSize(grid_size(image(arguments)).shape, behind + (max(counts) if padded else 0))
+
+    return measure
+
+
+def text_counts(network: nn.Module, arguments: Mapping[str, Any]) -> list[int]:
+    """Tokens that the network makes of every text, whose padding its mask leaves out."""
+    mask, config = arguments.get("encoder_attention_mask"), _config(network)
+    if mask is None:
+        return [0]
+    from diffusers.models.transformers.transformer_bria_fibo2 import compute_gist_count
+
+    return compute_gist_count(
+        mask.sum(dim=1).tolist(),
+        min_gist=config.min_num_gist_tokens,
+        max_gist=config.max_num_gist_tokens,
+        gist_step=config.gist_step,
+        min_text_len=config.gist_min_text_len,
+        max_text_len=config.gist_max_text_len,
+    )
+
+
+CONFIGURED: dict[str, Callable[[nn.Module], Measure]] = {
+    "BriaFibo2Transformer2DModel": in_front_or_behind,
+    "JoyImageEditTransformer3DModel": last_item,
+}
+"""By the class of a network, where the measure also depends on its configuration."""
 
 
 def patch_size(network: nn.Module) -> Shape:

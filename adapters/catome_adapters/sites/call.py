@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -77,18 +77,19 @@ class BlockCall:
 
     def tokens(self, call: Arguments) -> Tensor:
         """The tokens (batch, tokens, channels) of a call."""
-        return self.signature.read(call, self.layout.tokens)
+        return self._batch_first(self.signature.read(call, self.layout.tokens))
 
     def with_tokens(self, call: Arguments, tokens: Tensor) -> Arguments:
         """The same call with other tokens."""
-        return self.signature.write(call, self.layout.tokens, tokens)
+        return self.signature.write(call, self.layout.tokens, self._batch_first(tokens))
 
     def output(self, returned: Any) -> Tensor:
         """The tokens (batch, tokens, channels) in what the block returned."""
-        return returned if isinstance(returned, Tensor) else returned[self.layout.output or 0]
+        return self._batch_first(returned if isinstance(returned, Tensor) else returned[self.layout.output or 0])
 
     def with_output(self, returned: Any, tokens: Tensor) -> Any:
         """The same result with other tokens."""
+        tokens = self._batch_first(tokens)
         if isinstance(returned, Tensor):
             return tokens
         index = self.layout.output or 0
@@ -115,9 +116,15 @@ class BlockCall:
 
     def text(self, call: Arguments) -> tuple[int, int]:
         """Number of text tokens among the keys of self-attention, in front of the block's tokens and behind."""
+        if self.layout.cached and self.signature.read(call, "kv_cache_mode") == "cached":
+            return self.signature.read(call, self.layout.cached).k.shape[1], 0
         text = self.signature.read(call, self.layout.text) if self.layout.text else None
         count = 0 if text is None else text.shape[1]
         return (count, 0) if self.layout.text_side == "front" else (0, count)
+
+    def _batch_first(self, tokens: Tensor) -> Tensor:
+        """From the block's order of dimensions to (batch, tokens, channels), or back."""
+        return tokens.transpose(0, 1) if self.layout.tokens_first else tokens
 
 
 def gather_rows(call: Arguments, signature: Signature, site: MergeSite, plans: BlockPlans) -> Arguments:
@@ -138,7 +145,9 @@ def _gather(value: Any, argument: PerToken, site: MergeSite, plans: BlockPlans) 
         return _gather_tensor(value, argument, site, plans)
     entries = range(len(value)) if argument.entry is None else (argument.entry,)
     return type(value)(
-        _gather_tensor(part, argument, site, plans) if index in entries and isinstance(part, Tensor) else part
+        _gather(part, replace(argument, entry=None), site, plans)
+        if index in entries and isinstance(part, Tensor | tuple)
+        else part
         for index, part in enumerate(value)
     )
 
@@ -153,6 +162,8 @@ def _gather_tensor(rows: Tensor, argument: PerToken, site: MergeSite, plans: Blo
     if argument.add_batch:
         gathered = gather_anchors(rows[None], plan, axis % rows.ndim + 1)
         return gathered[:, None] if gathered.ndim == 3 else gathered
+    if axis == 0 and site.layout.tokens_first:
+        return gather_anchors(rows.transpose(0, 1), plan, 1).transpose(0, 1)
     if axis == 0 and len(plan.slot) > 1:
         raise ValueError(
             f"{site.name}: argument {argument.argument} has shape {tuple(rows.shape)} and no batch dimension, "

@@ -98,22 +98,32 @@ def sizes_from(*names: str) -> Measure:
     return measure
 
 
-def shapes_from(argument: str) -> Measure:
+def shapes_from(argument: str, *, last: bool = False, padded: bool = False) -> Measure:
     """An argument lists the sizes (frames, height, width) of every sample's images; the first image is the one drawn.
+
+    Args:
+        argument: Its name.
+        last: The last image is the one drawn, and nothing is behind it.
+        padded: Other images may differ from sample to sample, with padding behind them: their number is unknown.
 
     Examples:
         >>> shapes_from("img_shapes")({"img_shapes": [[(1, 3, 4), (1, 9, 9)], [(1, 3, 4), (1, 9, 9)]]})
         GridSize(shape=(3, 4), extra=81)
+        >>> shapes_from("img_shapes", last=True)({"img_shapes": [[(1, 9, 9), (1, 3, 4)]]})
+        GridSize(shape=(3, 4), extra=0)
     """
+    drawn = -1 if last else 0
 
     def measure(arguments: Mapping[str, Any]) -> GridSize:
         samples = arguments[argument]
         images = [sample if isinstance(sample, list) else [sample] for sample in samples]
-        if len({tuple(sizes[0]) for sizes in images}) != 1:
+        if len({tuple(sizes[drawn]) for sizes in images}) != 1:
             raise ValueError(f"{argument} is {samples}; expected images of one size, since a batch shares its grid")
-        (frames, *plane), *others = images[0]
+        frames, *plane = images[0][drawn]
         shape = tuple(plane) if frames == 1 else (frames, *plane)
-        return GridSize(shape, sum(prod(size) for size in others))
+        if padded:
+            return GridSize(shape)
+        return GridSize(shape, 0 if last else sum(prod(size) for size in images[0][1:]))
 
     return measure
 

@@ -41,6 +41,10 @@ class BlockLayout:
         output: Index of the tokens in the tuple that the block returns; None: it returns the tokens alone.
         text: The block's argument with text tokens (batch, tokens, channels), if self-attention attends to them too.
         text_side: Where the text is among the keys of attention: in front of the grid's tokens or behind them.
+        cached: The block's argument with keys of an earlier call, in its attribute `k` (batch, keys, ...): where the
+            call's `kv_cache_mode` is "cached", they stand in front of the keys of the block's tokens.
+        tokens_first: The block takes and returns tokens (tokens, batch, channels), and so does what has one row per
+            token and dimension 0 as its axis. Its self-attention takes (batch, tokens, channels).
         extra_side: Where tokens of no grid (reference images, text in the same sequence) lie among the block's tokens:
             behind the grid, or in front of it except for those that `MergeSite.grid_of` counts as behind. None: there
             are none, and a number of tokens other than the grid's is an error.
@@ -59,6 +63,8 @@ class BlockLayout:
     output: int | None = None
     text: str | None = None
     text_side: Side = "front"
+    cached: str | None = None
+    tokens_first: bool = False
     extra_side: Side | None = None
     per_token: tuple[PerToken, ...] = ()
     shared: bool = False

@@ -1,0 +1,222 @@
+"""Transformers with text, image and reference images in one sequence, or with other orders of tokens than the usual."""
+
+from functools import partial
+from typing import Any
+
+import torch
+from diffusers import (
+    BriaFibo2Transformer2DModel,
+    ErnieImageTransformer2DModel,
+    JoyImageEditPlusTransformer3DModel,
+    JoyImageEditTransformer3DModel,
+    NucleusMoEImageTransformer2DModel,
+    QwenImage21Transformer2DModel,
+)
+from torch import Tensor, nn
+
+from zoo.architecture import (
+    PIXELS,
+    TOKENS,
+    Architecture,
+    Arguments,
+    Size,
+    area,
+    halved,
+    image_sample,
+    mask_last,
+    text_inputs,
+    token_sample,
+    whole,
+)
+from zoo.noise import each_sample
+
+EVEN = ((8, 8), (6, 10))
+"""Of tokens that the network takes in groups of 2 x 2."""
+
+
+def filled(network: Any, *parts: str) -> Any:
+    """The network with noise in parameters that are zero, or nothing at all, before training."""
+    for name, parameter in network.named_parameters():
+        if any(part in name for part in parts):
+            nn.init.normal_(parameter, std=0.2)
+    return network
+
+
+def half_time(batch: int) -> Tensor:
+    return torch.full((batch,), 0.5)
+
+
+def qwen21_inputs(sample: Tensor, size: Size, text: int) -> Arguments:
+    """A text, and the image behind it, of which a slot in the mask is four tokens."""
+    slots = torch.arange(text + area(size) // 4) >= text
+    return text_inputs(sample, size, text) | {
+        "encoder_hidden_states_mask": mask_last(len(sample), text).bool(),
+        "timestep": half_time(len(sample)),
+        "img_shapes": [[(1, *size)]] * len(sample),
+        "img_mask": slots.expand(len(sample), -1),
+    }
+
+
+def ernie_inputs(sample: Tensor, size: Size, text: int) -> Arguments:
+    lengths = text - torch.arange(len(sample)) % 2
+    given = {"text_bth": each_sample(len(sample), text, 8), "text_lens": lengths}
+    return {"hidden_states": sample, "timestep": torch.full((len(sample),), 500.0)} | given
+
+
+def joy_plus_inputs(sample: Tensor, size: Size, text: int) -> Arguments:
+    """Patches of an image and of a reference image of 3 x 3."""
+    return text_inputs(sample.unflatten(-1, (4, 1, 2, 2)), size, text) | {
+        "encoder_hidden_states_mask": mask_last(len(sample), text),
+        "shape_list": [[(1, *size), (1, 3, 3)]] * len(sample),
+    }
+
+
+def nucleus_inputs(sample: Tensor, size: Size, text: int) -> Arguments:
+    return text_inputs(sample, size, text) | {
+        "encoder_hidden_states_mask": mask_last(len(sample), text).bool(),
+        "timestep": half_time(len(sample)),
+        "img_shapes": [(1, *size)] * len(sample),
+    }
+
+
+def fibo_inputs(sample: Tensor, size: Size, text: int) -> Arguments:
+    bundles = each_sample(len(sample), 2, 7, 8)
+    return {"hidden_states": sample, "timestep": half_time(len(sample)), "encoder_hidden_states": bundles}
+
+
+def ernie(**options: Any) -> ErnieImageTransformer2DModel:
+    return filled(ErnieImageTransformer2DModel(**options), "adaLN_modulation", "final_linear")
+
+
+def joy_plus(**options: Any) -> JoyImageEditPlusTransformer3DModel:
+    return filled(JoyImageEditPlusTransformer3DModel(**options), "modulate_table")
+
+
+def joy(**options: Any) -> JoyImageEditTransformer3DModel:
+    return filled(JoyImageEditTransformer3DModel(**options), "modulate_table")
+
+
+def nucleus(**options: Any) -> NucleusMoEImageTransformer2DModel:
+    return filled(NucleusMoEImageTransformer2DModel(**options), "gate_up_proj", "down_proj")
+
+
+def fibo(n_layers: int, **options: Any) -> BriaFibo2Transformer2DModel:
+    last = (n_layers - 1,)
+    return filled(
+        BriaFibo2Transformer2DModel(n_layers=n_layers, injection_layer_ids=last, **options), "cross_attn_gate"
+    )
+
+
+JOY = {
+    "in_channels": 4,
+    "hidden_size": 24,
+    "num_attention_heads": 2,
+    "text_dim": 8,
+    "num_layers": 2,
+    "rope_dim_list": [4, 4, 4],
+}
+
+QWEN_IMAGE_21 = Architecture(
+    build=partial(
+        QwenImage21Transformer2DModel,
+        in_channels=4,
+        out_channels=4,
+        num_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        context_in_dim=8,
+        axes_dims_rope=(4, 6, 6),
+    ),
+    arguments=qwen21_inputs,
+    sizes=EVEN,
+    sample=token_sample(4),
+    grid=whole,
+    blocks=("QwenImage21TransformerBlock",),
+)
+ERNIE_IMAGE = Architecture(
+    build=partial(
+        ernie,
+        hidden_size=24,
+        num_attention_heads=2,
+        num_layers=2,
+        ffn_hidden_size=32,
+        in_channels=4,
+        out_channels=4,
+        text_in_dim=8,
+        rope_axes_dim=(4, 4, 4),
+    ),
+    arguments=ernie_inputs,
+    sizes=TOKENS,
+    sample=image_sample(4),
+    grid=whole,
+    blocks=("ErnieImageSharedAdaLNBlock",),
+    references=Architecture.text,  # its text is behind the image, in one sequence
+)
+JOY_IMAGE_EDIT = Architecture(
+    build=partial(joy, **JOY),
+    arguments=text_inputs,
+    sizes=PIXELS,
+    # Two items: a reference image, and behind it the image that is drawn, whose tokens come first.
+    sample=lambda batch, size: (batch, 2, 4, 1, *size),
+    grid=halved,
+    blocks=("JoyImageTransformerBlock",),
+    references=area(halved(PIXELS[0])),
+)
+JOY_IMAGE_EDIT_PLUS = Architecture(
+    build=partial(joy_plus, **JOY),
+    arguments=joy_plus_inputs,
+    sizes=TOKENS,
+    sample=token_sample(16, 9),
+    grid=whole,
+    blocks=("JoyImageEditPlusTransformerBlock",),
+    references=9,
+)
+NUCLEUS_IMAGE = Architecture(
+    build=partial(
+        nucleus,
+        in_channels=4,
+        out_channels=1,
+        num_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        joint_attention_dim=8,
+        axes_dims_rope=(4, 6, 6),
+        mlp_ratio=6.0,
+        dense_moe_strategy="leave_first_block_dense",
+        num_experts=2,
+        moe_intermediate_dim=16,
+        capacity_factors=1.0,
+    ),
+    arguments=nucleus_inputs,
+    sizes=TOKENS,
+    sample=token_sample(4),
+    grid=whole,
+    blocks=("NucleusMoEImageTransformerBlock",),
+    refused=("block",),
+)
+BRIA_FIBO_2 = Architecture(
+    build=partial(
+        fibo,
+        in_channels=4,
+        dim=64,
+        n_layers=2,
+        n_refiner_layers=1,
+        n_heads=2,
+        cap_feat_dim=8,
+        perceiver_num_layers=1,
+        min_num_gist_tokens=Architecture.text,
+        max_num_gist_tokens=Architecture.text,
+        gist_step=1,
+        gist_min_text_len=2,
+        gist_max_text_len=9,
+        axes_dims=(16, 8, 8),
+        axes_lens=(64, 16, 16),
+    ),
+    arguments=fibo_inputs,
+    sizes=PIXELS,
+    sample=image_sample(4),
+    grid=halved,
+    blocks=("BriaFibo2TransformerBlock",),
+    depths=("n_layers",),
+)
