@@ -139,16 +139,19 @@ def _attention_can_change(site: MergeSite, recipe: MergeRecipe) -> str | None:
     backend = _foreign_backend(site, recipe)
     if backend is None or backend.has_substitute:
         return None
+    if backend.counts_tokens:
+        return f"the attention backend {backend.name!r} masks tokens by their index; call {backend.remedy}"
     reason = "makes calls that cannot be intercepted"
     return f"the attention backend {backend.name!r} {reason}; call {backend.remedy}, or {NOTHING_TO_ADD}"
 
 
 def _foreign_backend(site: MergeSite, recipe: MergeRecipe) -> Backend | None:
     """The backend whose calls would have to be intercepted and cannot be."""
-    if site.layout.takes_keys or not _must_intercept(recipe):
+    if site.layout.takes_keys:
         return None
     backends = (backend_of(attention) for attention in site.attentions)
-    return next((one for one in backends if one is not None and not one.calls_torch), None)
+    foreign = (one for one in backends if one is not None and not one.calls_torch)
+    return next((one for one in foreign if one.counts_tokens or _must_intercept(recipe)), None)
 
 
 def _warn_of_substitute(sites: Sequence[MergeSite], recipe: MergeRecipe) -> None:

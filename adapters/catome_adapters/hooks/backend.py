@@ -21,12 +21,14 @@ class Backend(NamedTuple):
         calls_torch: Whether it calls torch's `scaled_dot_product_attention`, where calls are intercepted.
         has_substitute: Whether torch's flash attention computes the same, and can be called in its place.
         remedy: How to choose one that calls torch.
+        counts_tokens: Whether its mask is a function of the index of tokens, which merging changes.
     """
 
     name: str
     calls_torch: bool
     has_substitute: bool
     remedy: str
+    counts_tokens: bool = False
 
 
 class Kernel(NamedTuple):
@@ -77,6 +79,9 @@ def _backend_of_diffusers(attention: nn.Module) -> Backend | None:
     processor: Any = getattr(attention, "processor", None)
     if not hasattr(processor, "_attention_backend"):
         return None
+    if "FlexAttn" in type(processor).__name__:
+        remedy = "set_attn_processor(...) on the network with the one that it had when it was made"
+        return Backend("flex", calls_torch=False, has_substitute=False, remedy=remedy, counts_tokens=True)
     # The active backend has no public name.
     from diffusers.models.attention_dispatch import _AttentionBackendRegistry  # pyright: ignore[reportPrivateUsage]
 
