@@ -15,6 +15,10 @@ FIRST_FRAME = (
     "its modulation counts the tokens of the first frame, which merging moves; use scope='attention' or 'keys'"
 )
 
+LINEAR = (
+    "has linear attention, which sums over all tokens and calls no attention over keys, and convolves its tokens as an "
+    "image"
+)
 EXPERTS_CHOOSE = (
     "each of its experts chooses a share of the tokens, and would choose among slots as if each were one token; use "
     "scope='attention' or 'keys'"
@@ -89,6 +93,7 @@ BLOCKS: dict[str, BlockFacts] = {
     "HunyuanVideoTokenReplaceSingleTransformerBlock": BlockFacts(text_side="back", refused={"block": FIRST_FRAME}),
     "HunyuanVideoTokenReplaceTransformerBlock": BlockFacts(text_side="back", refused={"block": FIRST_FRAME}),
     "HunyuanVideoTransformerBlock": BlockFacts(text_side="back"),
+    "JointTransformerBlock": BlockFacts(text_side="back"),
     "JoyImageEditPlusTransformerBlock": BlockFacts(  # reference images and padding behind; its rotary rows have a batch
         text_side="back",
         text="encoder_hidden_states",
@@ -104,7 +109,6 @@ BLOCKS: dict[str, BlockFacts] = {
         extra_side="back",
         per_token=(PerToken("image_rotary_emb", entry=0),),
     ),
-    "JointTransformerBlock": BlockFacts(text_side="back"),
     "LTXVideoTransformerBlock": BlockFacts(shared=False),  # its rotary rows have a batch
     "MochiTransformerBlock": BlockFacts(
         skipped="attends to every sample by itself, each with a text of its own length, so that its calls of attention "
@@ -124,6 +128,8 @@ BLOCKS: dict[str, BlockFacts] = {
     "QwenImageTransformerBlock": BlockFacts(
         text_side="front", per_token=(PerToken("image_rotary_emb", entry=0), *MODULATION)
     ),
+    "SanaTransformerBlock": BlockFacts(skipped=LINEAR),
+    "SanaVideoTransformerBlock": BlockFacts(skipped=LINEAR),
     "WanTransformerBlock": BlockFacts(
         shared=False, per_token=(PerToken("rotary_emb"), PerToken("temb", axis=1, ndim=4))
     ),
