@@ -58,7 +58,7 @@ class BlockFacts:
 
 BLOCKS: dict[str, BlockFacts] = {
     "BriaFibo2PerceiverLayer": BlockFacts(skipped="has tokens of text alone"),
-    "BriaFibo2TransformerBlock": BlockFacts(  # one sequence: text, image, reference images; its rotary rows have a batch
+    "BriaFibo2TransformerBlock": BlockFacts(  # one sequence; its rotary rows have a batch
         extra_side="front",
         shared=False,
         per_token=(PerToken("freqs_cis"), PerToken("noise_mask", axis=1)),
