@@ -35,6 +35,7 @@ class BlockFacts:
     extra_side: Side | None = None
     per_token: tuple[PerToken, ...] | None = None
     shared: bool | None = None
+    alone: bool | None = None
     refused: Mapping[str, str] | None = None
     skipped: str | None = None
 
@@ -45,9 +46,25 @@ class BlockFacts:
         return {name: value for name, value in values.items() if value is not None}
 
 
+MASKED_TEXT = PerToken("attention_mask", axis=1, ndim=2)
+"""A mask of text and image in one; self-attention gets a row and a column for each, which it gathers by itself."""
+
+
 BLOCKS: dict[str, BlockFacts] = {
+    "AuraFlowJointTransformerBlock": BlockFacts(text_side="front", output=1, text="encoder_hidden_states"),
+    "AuraFlowSingleTransformerBlock": BlockFacts(extra_side="front"),  # one sequence: registers, text, image
     "BriaTransformerBlock": BlockFacts(text_side="front", output=1, text="encoder_hidden_states"),
+    "ChromaSingleTransformerBlock": BlockFacts(
+        extra_side="front", per_token=(PerToken("image_rotary_emb"), MASKED_TEXT)
+    ),
+    "ChromaTransformerBlock": BlockFacts(
+        text_side="front",
+        output=1,
+        text="encoder_hidden_states",
+        per_token=(PerToken("image_rotary_emb"), MASKED_TEXT),
+    ),
     "CogVideoXBlock": BlockFacts(text_side="front"),
+    "CogView3PlusTransformerBlock": BlockFacts(text_side="front", text="encoder_hidden_states"),
     "CogView4TransformerBlock": BlockFacts(text_side="front"),
     "Cosmos3VLTextMoTDecoderLayer": BlockFacts(
         skipped="attends to text and image in two calls of attention of its own"
@@ -59,6 +76,8 @@ BLOCKS: dict[str, BlockFacts] = {
     ),
     "FluxSingleTransformerBlock": BlockFacts(text_side="front"),
     "FluxTransformerBlock": BlockFacts(text_side="front"),
+    "GlmImageTransformerBlock": BlockFacts(text_side="front", text="encoder_hidden_states"),
+    "HunyuanDiTBlock": BlockFacts(per_token=(PerToken("image_rotary_emb"), PerToken("skip")), alone=True),
     "HunyuanImageSingleTransformerBlock": BlockFacts(text_side="back"),
     "HunyuanImageTransformerBlock": BlockFacts(text_side="back"),
     "HunyuanVideoSingleTransformerBlock": BlockFacts(text_side="back"),
@@ -70,6 +89,13 @@ BLOCKS: dict[str, BlockFacts] = {
     "MochiTransformerBlock": BlockFacts(
         skipped="attends to every sample by itself, each with a text of its own length, so that its calls of attention "
         "cannot be recognized by the number of their keys"
+    ),
+    # Its rotary rows are (batch, 1, tokens, ...); text is among the keys alone.
+    "PRXBlock": BlockFacts(
+        text_side="front",
+        text="encoder_hidden_states",
+        shared=False,
+        per_token=(PerToken("image_rotary_emb", axis=2),),
     ),
     "QwenImageTransformerBlock": BlockFacts(
         text_side="front", per_token=(PerToken("image_rotary_emb", entry=0), *MODULATION)
