@@ -97,6 +97,7 @@ BLOCKS: dict[str, BlockFacts] = {
         shared=False,
         per_token=(PerToken("image_rotary_emb", axis=2),),
     ),
+    "PixArtAlphaTextProjection": BlockFacts(skipped="projects what conditions the blocks, and no tokens of an image"),
     "QwenImageTransformerBlock": BlockFacts(
         text_side="front", per_token=(PerToken("image_rotary_emb", entry=0), *MODULATION)
     ),
