@@ -79,7 +79,7 @@ def compile_regions(subject: Architecture, network: nn.Module) -> None:
 
 
 def add_lora_everywhere(network: nn.Module) -> None:
-    add_lora(network, r".*(to_q|to_k|to_v|qkv|q_proj|fc1)")
+    add_lora(network, r".*(to_q|to_k|to_v|qkv|img_qkv_proj|q_proj|fc1)")
 
 
 CHANGES = {"LoRA": add_lora_everywhere, "int8": quantize, "fused projections": fuse_projections}
@@ -97,12 +97,12 @@ def try_stacking(subject: Architecture) -> str:
 
 
 def works_with(subject: Architecture, change: Callable[[nn.Module], None]) -> bool:
-    """Whether the network alone works after a change: not all of them can be fused, or have linear layers of int8."""
+    """Whether the network alone works after a change: not all of them can be fused, or read weights of int8."""
     network = subject.network()
     try:
         change(network)
         subject.call(network)
-    except (AttributeError, IndexError):
+    except (AttributeError, IndexError, NotImplementedError):
         return False
     return True
 

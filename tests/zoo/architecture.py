@@ -32,6 +32,7 @@ class Architecture:
         references: Tokens behind the grid's, of a reference image.
         refused: Scopes that do not work.
         text: Tokens of the text.
+        registers: Tokens that the network puts in front of the text.
     """
 
     build: Callable[..., nn.Module]
@@ -45,6 +46,7 @@ class Architecture:
     references: int = 0
     refused: tuple[str, ...] = ()
     text: int = 5
+    registers: int = 0
 
     def network(self, **changes: Any) -> Any:
         """The network, the same whatever ran before; its modulation is not left at zero."""

@@ -7,6 +7,7 @@ from itertools import product
 
 from running import SCOPES
 from zoo.architecture import Architecture
+from zoo.joint_images import AURA_FLOW, CHROMA, COGVIEW3, GLM_IMAGE, HUNYUAN_DIT, PRX
 from zoo.latent_images import COGVIEW4, DIT, HUNYUAN_IMAGE, PIXART, SD3
 from zoo.packed_images import BRIA, FLUX, FLUX2, FLUX2_WITH_REFERENCE, FLUX_KONTEXT, QWEN_IMAGE, QWEN_IMAGE_EDIT
 from zoo.qwen_kin import (
@@ -47,6 +48,12 @@ MORE_ARCHITECTURES: dict[str, Architecture] = {
     "JoyImage-Edit Plus": JOY_IMAGE_EDIT_PLUS,
     "Nucleus-Image": NUCLEUS_IMAGE,
     "Bria FIBO 2": BRIA_FIBO_2,
+    "Chroma": CHROMA,
+    "AuraFlow": AURA_FLOW,
+    "HunyuanDiT": HUNYUAN_DIT,
+    "CogView3Plus": COGVIEW3,
+    "PRX": PRX,
+    "GLM-Image": GLM_IMAGE,
 }
 ALL_ARCHITECTURES = ARCHITECTURES | MORE_ARCHITECTURES
 SCOPES_THAT_WORK = [

@@ -46,6 +46,7 @@ class BlockFacts:
     extra_side: Side | None = None
     per_token: tuple[PerToken, ...] | None = None
     shared: bool | None = None
+    alone: bool | None = None
     refused: Mapping[str, str] | None = None
     skipped: str | None = None
 
@@ -56,6 +57,10 @@ class BlockFacts:
         return {name: value for name, value in values.items() if value is not None}
 
 
+MASKED_TEXT = PerToken("attention_mask", axis=1, ndim=2)
+"""A mask of text and image in one; self-attention gets a row and a column for each, which it gathers by itself."""
+
+
 BLOCKS: dict[str, BlockFacts] = {
     "BriaFibo2PerceiverLayer": BlockFacts(skipped="has tokens of text alone"),
     "BriaFibo2TransformerBlock": BlockFacts(  # one sequence; its rotary rows have a batch
@@ -63,8 +68,20 @@ BLOCKS: dict[str, BlockFacts] = {
         shared=False,
         per_token=(PerToken("freqs_cis"), PerToken("noise_mask", axis=1)),
     ),
+    "AuraFlowJointTransformerBlock": BlockFacts(text_side="front", output=1, text="encoder_hidden_states"),
+    "AuraFlowSingleTransformerBlock": BlockFacts(extra_side="front"),  # one sequence: registers, text, image
     "BriaTransformerBlock": BlockFacts(text_side="front", output=1, text="encoder_hidden_states"),
+    "ChromaSingleTransformerBlock": BlockFacts(
+        extra_side="front", per_token=(PerToken("image_rotary_emb"), MASKED_TEXT)
+    ),
+    "ChromaTransformerBlock": BlockFacts(
+        text_side="front",
+        output=1,
+        text="encoder_hidden_states",
+        per_token=(PerToken("image_rotary_emb"), MASKED_TEXT),
+    ),
     "CogVideoXBlock": BlockFacts(text_side="front"),
+    "CogView3PlusTransformerBlock": BlockFacts(text_side="front", text="encoder_hidden_states"),
     "CogView4TransformerBlock": BlockFacts(text_side="front"),
     "Cosmos3VLTextMoTDecoderLayer": BlockFacts(
         skipped="attends to text and image in two calls of attention of its own"
@@ -87,6 +104,8 @@ BLOCKS: dict[str, BlockFacts] = {
     ),
     "FluxSingleTransformerBlock": BlockFacts(text_side="front"),
     "FluxTransformerBlock": BlockFacts(text_side="front"),
+    "GlmImageTransformerBlock": BlockFacts(text_side="front", text="encoder_hidden_states"),
+    "HunyuanDiTBlock": BlockFacts(per_token=(PerToken("image_rotary_emb"), PerToken("skip")), alone=True),
     "HunyuanImageSingleTransformerBlock": BlockFacts(text_side="back"),
     "HunyuanImageTransformerBlock": BlockFacts(text_side="back"),
     "HunyuanVideoSingleTransformerBlock": BlockFacts(text_side="back"),
@@ -125,6 +144,14 @@ BLOCKS: dict[str, BlockFacts] = {
         cached="layer_cache",
         per_token=(PerToken("rotary_emb"), PerToken("target_token_mask"), PerToken("key_valid", axis=1)),
     ),
+    # Its rotary rows are (batch, 1, tokens, ...); text is among the keys alone.
+    "PRXBlock": BlockFacts(
+        text_side="front",
+        text="encoder_hidden_states",
+        shared=False,
+        per_token=(PerToken("image_rotary_emb", axis=2),),
+    ),
+    "PixArtAlphaTextProjection": BlockFacts(skipped="projects what conditions the blocks, and no tokens of an image"),
     "QwenImageTransformerBlock": BlockFacts(
         text_side="front", per_token=(PerToken("image_rotary_emb", entry=0), *MODULATION)
     ),

@@ -65,6 +65,7 @@ def patches(argument: str, patch: Shape, *, frames_first: bool = False) -> Measu
     """
 
     def measure(arguments: Mapping[str, Any]) -> Shape:
+        _refuse_cached_keys(arguments)
         shape = arguments[argument].shape
         sizes = (shape[1], *shape[3:]) if frames_first else shape[2:]
         if len(sizes) != len(patch):
@@ -174,11 +175,20 @@ class PositionGrid:
 
 
 def _refuse_cached_keys(arguments: Mapping[str, Any]) -> None:
-    if arguments.get("kv_cache_mode") is not None:
-        raise ValueError(
-            f"the model was called with kv_cache_mode={arguments['kv_cache_mode']!r}, which keeps keys of reference "
-            "images by their index in the sequence, which merging changes; call it without, or detach the session"
-        )
+    modes = {"kv_cache_mode": arguments.get("kv_cache_mode")}
+    # GLM-Image always passes them; only a picture to edit writes keys to them, and reads them.
+    modes |= {"kv_caches of mode": _cache_mode(arguments.get("kv_caches"))}
+    for name, mode in modes.items():
+        if mode is not None:
+            raise ValueError(
+                f"the model was called with {name}={mode!r}, which keeps keys of reference images by their index in "
+                "the sequence, which merging changes; call it without, or detach the session"
+            )
+
+
+def _cache_mode(caches: Any) -> str | None:
+    modes = (cache.mode for cache in getattr(caches, "caches", ()))
+    return next((mode for mode in modes if mode not in (None, "skip")), None)
 
 
 def _read(positions: Tensor, row: int) -> Shape:

@@ -55,6 +55,8 @@ class BlockLayout:
             `scaled_dot_product_attention` are intercepted.
         feed_forward: Submodule names of the norm and the feed-forward, the feed-forward last; progressive merging
             happens before whichever runs first.
+        alone: The network keeps what the block returns, or gives it what earlier blocks returned, so that it shares no
+            merge with the blocks beside it.
         refused: Scopes that do not work here, and why.
     """
 
@@ -70,4 +72,5 @@ class BlockLayout:
     shared: bool = False
     takes_keys: bool = False
     feed_forward: tuple[str, ...] = ()
+    alone: bool = False
     refused: Mapping[str, str] = field(default_factory=dict[str, str])

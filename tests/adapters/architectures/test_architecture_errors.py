@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import LatteTransformer3DModel, MochiTransformer3DModel
+from diffusers.models.transformers.transformer_glm_image import GlmImageKVCache
 
 from catome_adapters import MergeRecipe, attach, find_sites
 from catome_adapters.architectures.find import find_candidates
@@ -85,6 +86,22 @@ def test_keys_of_references_kept_over_steps_are_an_error():
     options = {"kv_cache_mode": "extract", "num_ref_tokens": REFERENCES}
     assert subject.call(subject.network(), **options).isfinite().all()
     refuse(subject, r"kv_cache_mode='extract'.*or detach the session", **options)
+
+
+@pytest.mark.parametrize("mode", ["write", "read"])
+def test_keys_of_a_picture_to_edit_are_an_error(mode):
+    """The pipeline of GLM-Image passes the caches in any case; without a picture they have no mode."""
+    subject = ALL_ARCHITECTURES["GLM-Image"]
+    caches = GlmImageKVCache(num_layers=2)
+    with attach(network := subject.network(), make_recipe()) as session:
+        session.begin_step(0, 2)
+        expected = subject.call(network)
+        for harmless in (None, "skip"):
+            caches.set_mode(harmless)
+            session.begin_step(0, 2)
+            assert torch.equal(subject.call(network, kv_caches=caches), expected)
+    caches.set_mode(mode)
+    refuse(subject, rf"kv_caches of mode='{mode}'.*or detach the session", kv_caches=caches)
 
 
 def test_images_of_two_sizes_in_a_batch_are_an_error():

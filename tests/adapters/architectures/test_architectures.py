@@ -136,3 +136,13 @@ def test_detach_restores_exactly(subject, network, scope):
     session.detach()
     assert anatomy(network) == before
     assert torch.equal(subject.call(network), unpatched)
+
+
+def test_blocks_whose_output_is_kept_share_no_merge():
+    """Skip connections give later blocks the tokens of earlier ones, which must not be merged ones."""
+    subject = ALL_ARCHITECTURES["HunyuanDiT"]
+    network = subject.network()
+    with attach(network, make_recipe("block", schedule=ONCE)) as session:
+        expected = call(subject, network, session)
+    with attach(network, make_recipe("block", schedule=ONCE, segment=4)) as session:
+        assert torch.equal(call(subject, network, session), expected)

@@ -18,7 +18,6 @@ from zoo.transformers import ALL_ARCHITECTURES, SCOPES_THAT_WORK
 
 pytestmark = pytest.mark.usefixtures("without_gradients")
 
-TEXT = Architecture.text
 STRIDE = 2
 FLIPPED = {"front": "back", "back": "front"}
 JOINT = [name for name, one in ALL_ARCHITECTURES.items() if find_sites(one.network())[0].layout.text]
@@ -59,9 +58,9 @@ def evened(value: Any, lines: dict[int, Tensor]) -> Any:
 
 def even_call(subject: Architecture, site: MergeSite, call: Arguments, grid: TokenGrid) -> Arguments:
     """The call with tokens that are equal within a cell, and so is whatever has a row for every token."""
-    index, text = cells(grid), torch.arange(TEXT)
+    index, text = cells(grid), torch.arange(subject.text + subject.registers)
     image = torch.cat([index, torch.arange(subject.references) + grid.tokens])
-    joint = (text, image + TEXT) if site.layout.text_side == "front" else (image, text + len(image))
+    joint = (text, image + len(text)) if site.layout.text_side == "front" else (image, text + len(image))
     lines = {len(rows): rows for rows in (index, image, torch.cat(joint))}
     args, kwargs = call
     return evened(args, lines), {name: evened(value, lines) for name, value in kwargs.items()}
@@ -136,14 +135,14 @@ def test_text_on_the_wrong_side_would_be_seen(name, scope):
 def test_text_is_where_the_layout_says(name):
     """A text of NaN gives keys of NaN, and no others."""
     subject = ALL_ARCHITECTURES[name]
-    network = subject.network()
+    network, text = subject.network(), subject.text + subject.registers
     sites = find_sites(network)
     for site, call in zip(sites, captured_calls(subject, network, sites), strict=True):
         if site.layout.text:
             rows = keys_of_text(site, call)
-            expected = rows.nonzero().flatten() < TEXT if site.layout.text_side == "front" else rows[-TEXT:]
+            expected = rows.nonzero().flatten() < text if site.layout.text_side == "front" else rows[-text:]
             assert expected.all()
-            assert rows.sum() == TEXT
+            assert rows.sum() == text
 
 
 def keys_of_text(site: MergeSite, call: Arguments) -> Tensor:
