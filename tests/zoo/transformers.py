@@ -8,6 +8,7 @@ from itertools import product
 from running import SCOPES
 from zoo.architecture import Architecture
 from zoo.latent_images import COGVIEW4, DIT, HUNYUAN_IMAGE, PIXART, SD3
+from zoo.other_videos import ALLEGRO, ANY_FLOW, CONSIS_ID, EASY_ANIMATE, HELIOS, KANDINSKY5, KANDINSKY6
 from zoo.packed_images import BRIA, FLUX, FLUX2, FLUX2_WITH_REFERENCE, FLUX_KONTEXT, QWEN_IMAGE, QWEN_IMAGE_EDIT
 from zoo.videos import CHRONO_EDIT, COGVIDEOX, HUNYUAN_VIDEO, HUNYUAN_VIDEO_I2V, LTX, WAN, WAN_TI2V
 
@@ -33,6 +34,13 @@ MORE_ARCHITECTURES: dict[str, Architecture] = {
     "ChronoEdit": CHRONO_EDIT,
     "CogView4": COGVIEW4,
     "Bria": BRIA,
+    "Kandinsky 5": KANDINSKY5,
+    "Allegro": ALLEGRO,
+    "ConsisID": CONSIS_ID,
+    "EasyAnimate": EASY_ANIMATE,
+    "Helios": HELIOS,
+    "AnyFlow": ANY_FLOW,
+    "Kandinsky 6": KANDINSKY6,
 }
 ALL_ARCHITECTURES = ARCHITECTURES | MORE_ARCHITECTURES
 SCOPES_THAT_WORK = [
