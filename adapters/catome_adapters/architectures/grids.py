@@ -13,8 +13,8 @@ from catome_adapters.sites.site import Reason
 
 MEASURES: dict[str, Measure | Reason] = {
     "AnyFlowFARTransformer3DModel": Reason(
-        "AnyFlowFARTransformer3DModel attends to earlier frames through a causal mask over blocks of tokens, or through "
-        "cached keys, and merging would move the tokens of both"
+        "AnyFlowFARTransformer3DModel attends to earlier frames through a mask over blocks of tokens or through cached "
+        "keys, and merging would move the tokens of both"
     ),
 }
 """By the class of a network: what neither its arguments nor its configuration say in the usual way."""
