@@ -79,7 +79,7 @@ def _site_or_reason(
     name: str, block: nn.Module, network: nn.Module, grid_of: Measure | Reason, shape: Shape | None
 ) -> MergeSite | SkippedSite:
     layout = layout_of(block)
-    parts = dict(block.named_modules())
+    parts = dict(block.named_modules(remove_duplicate=False))
     attention = next((parts[one] for one in ATTENTIONS if one in parts), None)
     if isinstance(layout, Reason):
         return SkippedSite(name, layout)
