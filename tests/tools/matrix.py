@@ -79,7 +79,7 @@ def compile_regions(subject: Architecture, network: nn.Module) -> None:
 
 
 def add_lora_everywhere(network: nn.Module) -> None:
-    add_lora(network, r".*(to_q|to_k|to_v|qkv|img_qkv_proj|q_proj|fc1)")
+    add_lora(network, r".*(to_q|to_k|to_v|to_query|to_key|to_value|qkv|img_qkv_proj|q_proj|fc1)")
 
 
 CHANGES = {"LoRA": add_lora_everywhere, "int8": quantize, "fused projections": fuse_projections}

@@ -72,7 +72,9 @@ class Architecture:
         self, network: nn.Module, *, batch: int = 2, size: Size | None = None, seed: int = 0, **changes: Any
     ) -> Tensor:
         """One call, with gradients; `changes` are arguments of the network."""
-        predicted = network(**self.inputs(batch, size=size, seed=seed) | changes, return_dict=False)[0]
+        predicted = network(**self.inputs(batch, size=size, seed=seed) | changes, return_dict=False)
+        # Kandinsky 5 returns no tuple.
+        predicted = predicted if isinstance(predicted, Tensor) else predicted[0]
         return torch.stack(predicted) if isinstance(predicted, list) else predicted
 
     @torch.no_grad()

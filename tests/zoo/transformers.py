@@ -9,6 +9,7 @@ from running import SCOPES
 from zoo.architecture import Architecture
 from zoo.joint_images import AURA_FLOW, CHROMA, COGVIEW3, GLM_IMAGE, HUNYUAN_DIT, PRX
 from zoo.latent_images import COGVIEW4, DIT, HUNYUAN_IMAGE, PIXART, SD3
+from zoo.other_videos import ALLEGRO, ANY_FLOW, CONSIS_ID, EASY_ANIMATE, HELIOS, KANDINSKY5, KANDINSKY6
 from zoo.packed_images import BRIA, FLUX, FLUX2, FLUX2_WITH_REFERENCE, FLUX_KONTEXT, QWEN_IMAGE, QWEN_IMAGE_EDIT
 from zoo.qwen_kin import (
     BRIA_FIBO_2,
@@ -54,6 +55,13 @@ MORE_ARCHITECTURES: dict[str, Architecture] = {
     "CogView3Plus": COGVIEW3,
     "PRX": PRX,
     "GLM-Image": GLM_IMAGE,
+    "Kandinsky 5": KANDINSKY5,
+    "Allegro": ALLEGRO,
+    "ConsisID": CONSIS_ID,
+    "EasyAnimate": EASY_ANIMATE,
+    "Helios": HELIOS,
+    "AnyFlow": ANY_FLOW,
+    "Kandinsky 6": KANDINSKY6,
 }
 ALL_ARCHITECTURES = ARCHITECTURES | MORE_ARCHITECTURES
 SCOPES_THAT_WORK = [

@@ -14,6 +14,11 @@ MODULATION = (PerToken("temb", axis=1, ndim=3, optional=True), PerToken("modulat
 FIRST_FRAME = (
     "its modulation counts the tokens of the first frame, which merging moves; use scope='attention' or 'keys'"
 )
+HEARD = (
+    "its audio attends to the tokens of the video, too, and would not know how many a slot stands for; use "
+    "scope='attention' or 'keys'"
+)
+TEXT_ALONE = "takes text alone, which has no grid"
 
 LINEAR = (
     "has linear attention, which sums over all tokens and calls no attention over keys, and convolves its tokens as an "
@@ -70,6 +75,13 @@ BLOCKS: dict[str, BlockFacts] = {
     ),
     "AuraFlowJointTransformerBlock": BlockFacts(text_side="front", output=1, text="encoder_hidden_states"),
     "AuraFlowSingleTransformerBlock": BlockFacts(extra_side="front"),  # one sequence: registers, text, image
+    # The second half of its nested tuple has the position of every token.
+    "AllegroTransformerBlock": BlockFacts(
+        shared=False, per_token=(PerToken("image_rotary_emb", axis=1, entry=1), PerToken("attention_mask", axis=2))
+    ),
+    "AnyFlowTransformerBlock": BlockFacts(
+        shared=False, per_token=(PerToken("rotary_emb", axis=2), PerToken("temb", axis=1, ndim=4))
+    ),
     "BriaTransformerBlock": BlockFacts(text_side="front", output=1, text="encoder_hidden_states"),
     "ChromaSingleTransformerBlock": BlockFacts(
         extra_side="front", per_token=(PerToken("image_rotary_emb"), MASKED_TEXT)
@@ -83,6 +95,7 @@ BLOCKS: dict[str, BlockFacts] = {
     "CogVideoXBlock": BlockFacts(text_side="front"),
     "CogView3PlusTransformerBlock": BlockFacts(text_side="front", text="encoder_hidden_states"),
     "CogView4TransformerBlock": BlockFacts(text_side="front"),
+    "ConsisIDBlock": BlockFacts(text_side="front", text="encoder_hidden_states"),
     "Cosmos3VLTextMoTDecoderLayer": BlockFacts(
         skipped="attends to text and image in two calls of attention of its own"
     ),
@@ -97,6 +110,7 @@ BLOCKS: dict[str, BlockFacts] = {
             PerToken("temb", axis=0, ndim=3),
         ),
     ),
+    "EasyAnimateTransformerBlock": BlockFacts(text_side="front", text="encoder_hidden_states"),
     "Flux2SingleTransformerBlock": BlockFacts(extra_side="front"),  # one sequence: text, image, reference images
     "Flux2TransformerBlock": BlockFacts(
         text_side="front",
@@ -106,6 +120,11 @@ BLOCKS: dict[str, BlockFacts] = {
     "FluxTransformerBlock": BlockFacts(text_side="front"),
     "GlmImageTransformerBlock": BlockFacts(text_side="front", text="encoder_hidden_states"),
     "HunyuanDiTBlock": BlockFacts(per_token=(PerToken("image_rotary_emb"), PerToken("skip")), alone=True),
+    "HeliosTransformerBlock": BlockFacts(
+        extra_side="front",  # earlier frames, each part at a coarser scale
+        shared=False,
+        per_token=(PerToken("rotary_emb"), PerToken("temb", axis=1, ndim=4), PerToken("original_context_length")),
+    ),
     "HunyuanImageSingleTransformerBlock": BlockFacts(text_side="back"),
     "HunyuanImageTransformerBlock": BlockFacts(text_side="back"),
     "HunyuanVideoSingleTransformerBlock": BlockFacts(text_side="back"),
@@ -128,6 +147,15 @@ BLOCKS: dict[str, BlockFacts] = {
         extra_side="back",
         per_token=(PerToken("image_rotary_emb", entry=0),),
     ),
+    "Kandinsky5TransformerDecoderBlock": BlockFacts(shared=False, per_token=(PerToken("rope"), PerToken("rotary_emb"))),
+    "Kandinsky5TransformerEncoderBlock": BlockFacts(skipped=TEXT_ALONE),
+    "Kandinsky6FusedTransformerDecoderBlock": BlockFacts(
+        shared=True, per_token=(PerToken("rotary_emb", axis=0),), refused={"block": HEARD}
+    ),
+    "Kandinsky6SRTransformerBlock": BlockFacts(
+        skipped="attends between blocks of 64 tokens, through a sparse mask that its own kernel reads"
+    ),
+    "Kandinsky6TransformerEncoderBlock": BlockFacts(skipped=TEXT_ALONE),
     "LTXVideoTransformerBlock": BlockFacts(shared=False),  # its rotary rows have a batch
     "MochiTransformerBlock": BlockFacts(
         skipped="attends to every sample by itself, each with a text of its own length, so that its calls of attention "

@@ -24,8 +24,14 @@ from catome_adapters.sites.site import Reason
 MEASURES: dict[str, Measure | Reason] = {
     "JoyImageEditPlusTransformer3DModel": shapes_from("shape_list", padded=True),
     "QwenImage21Transformer2DModel": shapes_from("img_shapes", last=True),
+    "AnyFlowFARTransformer3DModel": Reason(
+        "AnyFlowFARTransformer3DModel attends to earlier frames through a mask over blocks of tokens or through cached "
+        "keys, and merging would move the tokens of both"
+    ),
 }
 """By the class of a network: what neither its arguments nor its configuration say in the usual way."""
+FRAMES_FIRST = ("AnyFlowTransformer3DModel", "CogVideoXTransformer3DModel", "ConsisIDTransformer3DModel")
+"""Their latents are (batch, frames, channels, height, width)."""
 
 
 def measure_for(network: nn.Module) -> Measure | Reason:
@@ -47,12 +53,29 @@ def measure_for(network: nn.Module) -> Measure | Reason:
     if {"num_frames", "height", "width"} <= set(names):
         return sizes_from("num_frames", "height", "width")
     if "hidden_states" in names and patch:
-        # CogVideoX, alone among them, is (batch, frames, channels, height, width).
-        return patches("hidden_states", patch, frames_first=hasattr(_config(network), "sample_frames"))
+        if "visual_rope_pos" in names:
+            return kandinsky_grid(patch)
+        return patches("hidden_states", patch, frames_first=type(network).__name__ in FRAMES_FIRST)
     return Reason(
         f"the call of {type(network).__name__} does not give the grid: looked for img_ids, img_shapes, (num_frames, "
         "height, width), or hidden_states and a patch_size in its config"
     )
+
+
+def kandinsky_grid(patch: Shape) -> Measure:
+    """One token per patch of a video (batch, frames, height, width, channels), in raster order."""
+
+    def measure(arguments: Mapping[str, Any]) -> Shape:
+        if arguments.get("sparse_params") is not None:
+            raise ValueError(
+                "the model was called with sparse_params, for attention between blocks of 8 x 8 tokens, which merging "
+                "changes; call it with sparse_params=None, as pipelines do where the transformer's config has "
+                "attention_type='regular', or detach the session"
+            )
+        sizes = arguments["hidden_states"].shape[1:4]
+        return tuple(size // step for size, step in zip(sizes, patch, strict=True))
+
+    return measure
 
 
 def last_item(network: nn.Module) -> Measure:
@@ -118,8 +141,8 @@ def patch_size(network: nn.Module) -> Shape:
         return tuple(patch)
     if not isinstance(patch, int):
         return ()
-    video = hasattr(config, "patch_size_t")
-    return ((config.patch_size_t or 1), patch, patch) if video else (patch, patch)
+    video = hasattr(config, "patch_size_t") or type(network).__name__.endswith("3DModel")
+    return (getattr(config, "patch_size_t", None) or 1, patch, patch) if video else (patch, patch)
 
 
 def default_shape(network: nn.Module) -> Shape | None:

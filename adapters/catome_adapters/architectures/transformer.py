@@ -15,7 +15,7 @@ from catome_adapters.sites.grid import Measure, PositionGrid, Shape
 from catome_adapters.sites.layout import BlockLayout, PerToken
 from catome_adapters.sites.site import MergeSite, Reason, SkippedSite
 
-ATTENTIONS = ("attn1", "attn", "attention", "self_attn", "self_attention")
+ATTENTIONS = ("attn1", "attn", "attention", "self_attn", "self_attention", "video_dec_block.self_attention")
 """What blocks call their self-attention."""
 ROTARY = ("image_rotary_emb", "rotary_emb", "freqs_cis")
 
@@ -79,7 +79,8 @@ def _site_or_reason(
     name: str, block: nn.Module, network: nn.Module, grid_of: Measure | Reason, shape: Shape | None
 ) -> MergeSite | SkippedSite:
     layout = layout_of(block)
-    attention = next((getattr(block, one) for one in ATTENTIONS if hasattr(block, one)), None)
+    parts = dict(block.named_modules(remove_duplicate=False))
+    attention = next((parts[one] for one in ATTENTIONS if one in parts), None)
     if isinstance(layout, Reason):
         return SkippedSite(name, layout)
     if isinstance(grid_of, Reason):

@@ -140,14 +140,19 @@ def gather_rows(call: Arguments, signature: Signature, site: MergeSite, plans: B
     return call
 
 
-def _gather(value: Any, argument: PerToken, site: MergeSite, plans: BlockPlans) -> Any:
+def _gather(value: Any, argument: PerToken, site: MergeSite, plans: BlockPlans, inside: bool = False) -> Any:
+    """What an argument holds, with rows per slot; `inside` the entry of a tuple, whose own entries are all meant."""
     if isinstance(value, Tensor):
         return _gather_tensor(value, argument, site, plans)
-    entries = range(len(value)) if argument.entry is None else (argument.entry,)
+    if isinstance(value, int) and not inside:
+        # Tokens around the grid stay, so that the grid's fall by as many as all do.
+        return value - plans.tokens.slot.shape[1] + plans.tokens.size.shape[1]
+    if isinstance(value, dict):
+        return {name: _gather(part, argument, site, plans, inside=True) for name, part in value.items()}
+    if not isinstance(value, (tuple, list)):
+        return value
     return type(value)(
-        _gather(part, replace(argument, entry=None), site, plans)
-        if index in entries and isinstance(part, Tensor | tuple)
-        else part
+        _gather(part, argument, site, plans, inside=True) if inside or argument.entry in (None, index) else part
         for index, part in enumerate(value)
     )
 

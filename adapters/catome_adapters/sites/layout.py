@@ -13,10 +13,12 @@ Side = Literal["front", "back"]
 class PerToken:
     """An argument with one row per token, such as a rotary embedding: each slot gets the row of its anchor.
 
+    An argument that is a number counts the tokens of the grid, and becomes the number of their slots.
+
     Args:
         argument: Its name, in the call of the block or of its self-attention. Ignored if it is absent or None.
         axis: The dimension that counts tokens; None: 0 of a matrix (tokens, channels), else 1.
-        entry: The one part of a tuple that has rows; None: every tensor in it.
+        entry: The one part of a tuple that has rows, a tensor or a tuple of them; None: every tensor in it.
         ndim: Only tensors with this many dimensions have rows.
         optional: Left unchanged when its length does not match the tokens, as for one row that serves all tokens.
         add_batch: (tokens, channels) becomes (batch, 1, slots, channels), and (heads, tokens, channels) becomes

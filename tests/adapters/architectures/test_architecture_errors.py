@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import LatteTransformer3DModel, MochiTransformer3DModel
+from diffusers import AnyFlowFARTransformer3DModel, LatteTransformer3DModel, MochiTransformer3DModel
 from diffusers.models.transformers.transformer_glm_image import GlmImageKVCache
 
 from catome_adapters import MergeRecipe, attach, find_sites
@@ -102,6 +102,25 @@ def test_keys_of_a_picture_to_edit_are_an_error(mode):
             assert torch.equal(subject.call(network, kv_caches=caches), expected)
     caches.set_mode(mode)
     refuse(subject, rf"kv_caches of mode='{mode}'.*or detach the session", kv_caches=caches)
+
+
+def test_sparse_attention_between_blocks_of_tokens_is_an_error():
+    """As the pipeline calls Kandinsky 5 where its config says nabla."""
+    sparse = {"sta_mask": torch.ones(1, 1, 3, 3), "to_fractal": True, "P": 0.9}
+    refuse(ALL_ARCHITECTURES["Kandinsky 5"], r"sparse_params=None.*or detach the session", sparse_params=sparse)
+
+
+def test_blocks_of_text_alone_are_no_sites():
+    candidates = find_candidates(ALL_ARCHITECTURES["Kandinsky 5"].network())
+    assert [one.reason for one in candidates if one.name.startswith("text")] == [
+        "Kandinsky5TransformerEncoderBlock takes text alone, which has no grid"
+    ]
+
+
+def test_attention_to_cached_frames_is_no_site():
+    options = {"num_layers": 1, "num_attention_heads": 2, "attention_head_dim": 12, "ffn_dim": 32, "freq_dim": 8}
+    network = AnyFlowFARTransformer3DModel(**options, in_channels=4, out_channels=4, text_dim=8)
+    assert [(one.name, "cached keys" in one.reason) for one in find_candidates(network)] == [("blocks.0", True)]
 
 
 def test_images_of_two_sizes_in_a_batch_are_an_error():

@@ -49,6 +49,8 @@ def evened(value: Any, lines: dict[int, Tensor]) -> Any:
     """Whatever has a row for every token, with equal rows in a cell."""
     if isinstance(value, (tuple, list)):
         return type(value)(evened(part, lines) for part in value)
+    if isinstance(value, dict):
+        return {name: evened(part, lines) for name, part in value.items()}
     if not isinstance(value, Tensor):
         return value
     for axis, length in enumerate(value.shape):
