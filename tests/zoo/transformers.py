@@ -7,6 +7,17 @@ from itertools import product
 
 from running import SCOPES
 from zoo.architecture import Architecture
+from zoo.flux_kin import (
+    FIBO,
+    FIBO_EDIT,
+    FLUX3,
+    FLUX3_WITH_REFERENCE,
+    IDEOGRAM4,
+    KREA2,
+    LONGCAT_IMAGE,
+    LONGCAT_IMAGE_EDIT,
+    OVIS_IMAGE,
+)
 from zoo.latent_images import COGVIEW4, DIT, HUNYUAN_IMAGE, PIXART, SD3
 from zoo.packed_images import BRIA, FLUX, FLUX2, FLUX2_WITH_REFERENCE, FLUX_KONTEXT, QWEN_IMAGE, QWEN_IMAGE_EDIT
 from zoo.videos import CHRONO_EDIT, COGVIDEOX, HUNYUAN_VIDEO, HUNYUAN_VIDEO_I2V, LTX, WAN, WAN_TI2V
@@ -33,6 +44,15 @@ MORE_ARCHITECTURES: dict[str, Architecture] = {
     "ChronoEdit": CHRONO_EDIT,
     "CogView4": COGVIEW4,
     "Bria": BRIA,
+    "Flux.3": FLUX3,
+    "Flux.3 with a reference": FLUX3_WITH_REFERENCE,
+    "Krea 2": KREA2,
+    "Ideogram 4": IDEOGRAM4,
+    "LongCat-Image": LONGCAT_IMAGE,
+    "LongCat-Image-Edit": LONGCAT_IMAGE_EDIT,
+    "Ovis-Image": OVIS_IMAGE,
+    "FIBO": FIBO,
+    "FIBO Edit": FIBO_EDIT,
 }
 ALL_ARCHITECTURES = ARCHITECTURES | MORE_ARCHITECTURES
 SCOPES_THAT_WORK = [

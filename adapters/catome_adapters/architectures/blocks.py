@@ -46,6 +46,8 @@ class BlockFacts:
 
 
 BLOCKS: dict[str, BlockFacts] = {
+    "BriaFiboSingleTransformerBlock": BlockFacts(extra_side="front"),  # one sequence: text, image, reference images
+    "BriaFiboTransformerBlock": BlockFacts(text_side="front", output=1, text="encoder_hidden_states"),
     "BriaTransformerBlock": BlockFacts(text_side="front", output=1, text="encoder_hidden_states"),
     "CogVideoXBlock": BlockFacts(text_side="front"),
     "CogView4TransformerBlock": BlockFacts(text_side="front"),
@@ -57,6 +59,15 @@ BLOCKS: dict[str, BlockFacts] = {
         text_side="front",
         per_token=(PerToken("image_rotary_emb"), PerToken("temb_mod_img", 1, optional=True)),
     ),
+    "Flux3ModeTransformerBlock": BlockFacts(
+        skipped="is one class for text, image and reference images, each of which it attends to alone"
+    ),
+    "Flux3SingleTransformerBlock": BlockFacts(
+        text_side="front",
+        output=1,
+        text="encoder_hidden_states",
+        per_token=(PerToken("image_rotary_emb"), PerToken("temb_mod", 1)),
+    ),
     "FluxSingleTransformerBlock": BlockFacts(text_side="front"),
     "FluxTransformerBlock": BlockFacts(text_side="front"),
     "HunyuanImageSingleTransformerBlock": BlockFacts(text_side="back"),
@@ -65,12 +76,22 @@ BLOCKS: dict[str, BlockFacts] = {
     "HunyuanVideoTokenReplaceSingleTransformerBlock": BlockFacts(text_side="back", refused={"block": FIRST_FRAME}),
     "HunyuanVideoTokenReplaceTransformerBlock": BlockFacts(text_side="back", refused={"block": FIRST_FRAME}),
     "HunyuanVideoTransformerBlock": BlockFacts(text_side="back"),
+    "Ideogram4TransformerBlock": BlockFacts(  # one sequence: padding, text, image
+        extra_side="front",
+        shared=False,  # its rotary rows have a batch
+        per_token=(PerToken("image_rotary_emb"), PerToken("adaln_input", 1, optional=True)),
+    ),
     "JointTransformerBlock": BlockFacts(text_side="back"),
+    "Krea2TransformerBlock": BlockFacts(extra_side="front"),  # one sequence: text, image
     "LTXVideoTransformerBlock": BlockFacts(shared=False),  # its rotary rows have a batch
+    "LongCatImageSingleTransformerBlock": BlockFacts(text_side="front", output=1, text="encoder_hidden_states"),
+    "LongCatImageTransformerBlock": BlockFacts(text_side="front", output=1, text="encoder_hidden_states"),
     "MochiTransformerBlock": BlockFacts(
         skipped="attends to every sample by itself, each with a text of its own length, so that its calls of attention "
         "cannot be recognized by the number of their keys"
     ),
+    "OvisImageSingleTransformerBlock": BlockFacts(text_side="front", output=1, text="encoder_hidden_states"),
+    "OvisImageTransformerBlock": BlockFacts(text_side="front", output=1, text="encoder_hidden_states"),
     "QwenImageTransformerBlock": BlockFacts(
         text_side="front", per_token=(PerToken("image_rotary_emb", entry=0), *MODULATION)
     ),

@@ -2,23 +2,60 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from catome_adapters.sites.call import Signature
 from catome_adapters.sites.grid import Measure, PositionGrid, Shape, patches, shapes_from, sizes_from
 from catome_adapters.sites.site import Reason
 
-MEASURES: dict[str, Measure | Reason] = {}
-"""By the class of a network: what neither its arguments nor its configuration say in the usual way."""
+
+class PositionsAtEnd(PositionGrid):
+    """The positions of a sequence that ends with the image; in front of it are text and padding."""
+
+    def __init__(self) -> None:
+        super().__init__("position_ids")
+
+    def positions(self, given: Tensor, arguments: Mapping[str, Any]) -> Tensor:
+        """From the end to the front, with the signs changed: a raster again, and the image comes first."""
+        # Krea 2 has positions of text that are those of the first pixel, but its `hidden_states` are the image alone.
+        return -given[-arguments["hidden_states"].shape[1] :].flip(0)
+
+    def behind(self, others: int, arguments: Mapping[str, Any]) -> int:
+        """None: what else there is lies in front."""
+        return 0
+
+
+class HalvedPositions(PositionGrid):
+    """Rows and columns half as far apart as usual; those of reference images are an argument of their own."""
+
+    def __init__(self) -> None:
+        super().__init__("img_ids", step=0.5)
+
+    def behind(self, others: int, arguments: Mapping[str, Any]) -> int:
+        """The reference images, which the network puts behind the image."""
+        references = arguments.get("image_cond_ids")
+        return others if references is None else others + len(references)
+
+
+MEASURES: dict[str, Measure | type[PositionGrid] | Reason] = {
+    "Flux3Transformer2DModel": HalvedPositions,
+    "Ideogram4Transformer2DModel": PositionsAtEnd,
+    "Krea2Transformer2DModel": PositionsAtEnd,
+}
+"""By the class of a network: what neither its arguments nor its configuration say in the usual way.
+
+A class stands for one instance for every network, which remembers the positions that it has read.
+"""
 
 
 def measure_for(network: nn.Module) -> Measure | Reason:
     """How the network's arguments give the grid; or what was looked for."""
     names, patch = Signature.of(network).names, patch_size(network)
     if known := MEASURES.get(type(network).__name__):
-        return known
+        return known() if isinstance(known, type) and issubclass(known, PositionGrid) else known
     if hasattr(network, "temporal_transformer_blocks"):
         return Reason(
             f"{type(network).__name__} attends within every frame and over frames in turn, so that no grid is that of "

@@ -133,10 +133,15 @@ class PositionGrid:
     writes through `.data`, numpy or a replayed CUDA graph, nor into tensors of inference mode, and to see them would
     take a read at every call. So every call compares the positions with the grid on the device, and raises
     RuntimeError if they differ. A compiled model compares them with the grid that it was compiled for.
+
+    Args:
+        argument: The argument that holds them.
+        row: Which coordinate is the row; the column is the next one.
+        step: How far apart rows are, and columns.
     """
 
-    def __init__(self, argument: str, row: int = 1) -> None:
-        self.argument, self.row = argument, row
+    def __init__(self, argument: str, row: int = 1, step: float = 1.0) -> None:
+        self.argument, self.row, self.step = argument, row, step
         # Not where it is defined: this imports the compiler, which takes longer than all the rest of the library.
         torch.compiler.assume_constant_result(_read)
         self.known: tuple[Tensor | None, int | None, Shape] = (None, None, ())
@@ -145,8 +150,17 @@ class PositionGrid:
         """The grid of the first image."""
         _refuse_cached_keys(arguments)
         given: Tensor = arguments[self.argument]
-        shape = self._shape(given, given[0] if given.ndim == 3 else given)
-        return GridSize(shape, given.shape[-2] - prod(shape))
+        positions = self.positions(given[0] if given.ndim == 3 else given, arguments)
+        shape = self._shape(given, positions)
+        return GridSize(shape, self.behind(len(positions) - prod(shape), arguments))
+
+    def positions(self, given: Tensor, arguments: Mapping[str, Any]) -> Tensor:
+        """One sample's positions as they are read: those of the image first, one apart."""
+        return given if self.step == 1.0 else given / self.step
+
+    def behind(self, others: int, arguments: Mapping[str, Any]) -> int:
+        """Number of tokens behind the grid's, when this many others have a position."""
+        return others
 
     def _shape(self, given: Tensor, positions: Tensor) -> Shape:
         # What is known is known of the tensor that was given: an index makes another one in every call.
