@@ -163,7 +163,7 @@ FIBO = Architecture(
     arguments=fibo_inputs,
     **PACKED,
     blocks=("BriaFiboTransformerBlock", "BriaFiboSingleTransformerBlock"),
-    depths=BOTH,
+    depths=(),  # its inputs have a text for every block
     graphs=3,
 )
 FIBO_EDIT = replace(FIBO, **WITH_REFERENCE)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import prod
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from catome_adapters.sites.call import Signature
-from catome_adapters.sites.grid import Measure, PositionGrid, Shape, patches, shapes_from, sizes_from
+from catome_adapters.sites.grid import GridSize, Measure, PositionGrid, Shape, patches, shapes_from, sizes_from
 from catome_adapters.sites.site import Reason
 
 
@@ -17,6 +19,18 @@ class PositionsAtEnd(PositionGrid):
 
     def __init__(self) -> None:
         super().__init__("position_ids")
+
+    def __call__(self, arguments: Mapping[str, Any]) -> GridSize:
+        """The grid of the image; samples whose positions are their own share it."""
+        size, given = super().__call__(arguments), arguments[self.argument]
+        images = given[..., -prod(size.shape) :, :]
+        if given.ndim == 3:
+            torch.ops.aten._assert_async.msg(
+                (images == images[:1]).all(),
+                f"{self.argument} of the samples of a batch have other images than the first one: call the network for "
+                "each kind of image, or detach the session",
+            )
+        return size
 
     def positions(self, given: Tensor, arguments: Mapping[str, Any]) -> Tensor:
         """From the end to the front, with the signs changed: a raster again, and the image comes first."""

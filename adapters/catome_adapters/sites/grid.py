@@ -195,7 +195,8 @@ def _read(positions: Tensor, row: int) -> Shape:
     if [one[: row + 2] for one in rows[: len(image)]] != raster:
         raise ValueError(
             f"positions of shape {tuple(positions.shape)} name {len(image)} tokens in {height} rows and {width} "
-            "columns; expected a full grid in raster order, in front of all other tokens"
+            "columns; expected a full grid in raster order, in front of all other tokens (behind them, where the image "
+            "comes last)"
         )
     return height, width
 
