@@ -8,9 +8,9 @@ from typing import Any
 from torch import nn
 
 from catome_adapters import MergeSite, SkippedSite, find_sites
+from catome_adapters.architectures.configured import patch_size
 from catome_adapters.architectures.encoder import is_encoder
 from catome_adapters.architectures.find import find_candidates
-from catome_adapters.architectures.grids import patch_size
 from catome_adapters.architectures.unet import at_size, is_unet
 from catome_adapters.architectures.vit import is_vit
 from catome_adapters.sites.call import Signature

@@ -122,7 +122,7 @@ def try_cell(name: str, column: str) -> tuple[bool, str]:
         return True, COLUMNS[column](ROWS[name])
     except ValueError as error:
         # One reason for blocks of all names.
-        return False, re.sub(r"\b(\w+_)?blocks\.\d+\b", "the block", str(error))
+        return False, re.sub(r"\b((\w+_)?blocks|layers)\.\d+\b", "the block", str(error))
 
 
 def write_matrix() -> str:

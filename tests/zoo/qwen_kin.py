@@ -5,9 +5,7 @@ from typing import Any
 
 import torch
 from diffusers import (
-    BriaFibo2Transformer2DModel,
     ErnieImageTransformer2DModel,
-    JoyImageEditPlusTransformer3DModel,
     JoyImageEditTransformer3DModel,
     NucleusMoEImageTransformer2DModel,
     QwenImage21Transformer2DModel,
@@ -63,14 +61,6 @@ def ernie_inputs(sample: Tensor, size: Size, text: int) -> Arguments:
     return {"hidden_states": sample, "timestep": torch.full((len(sample),), 500.0)} | given
 
 
-def joy_plus_inputs(sample: Tensor, size: Size, text: int) -> Arguments:
-    """Patches of an image and of a reference image of 3 x 3."""
-    return text_inputs(sample.unflatten(-1, (4, 1, 2, 2)), size, text) | {
-        "encoder_hidden_states_mask": mask_last(len(sample), text),
-        "shape_list": [[(1, *size), (1, 3, 3)]] * len(sample),
-    }
-
-
 def nucleus_inputs(sample: Tensor, size: Size, text: int) -> Arguments:
     return text_inputs(sample, size, text) | {
         "encoder_hidden_states_mask": mask_last(len(sample), text).bool(),
@@ -79,17 +69,8 @@ def nucleus_inputs(sample: Tensor, size: Size, text: int) -> Arguments:
     }
 
 
-def fibo_inputs(sample: Tensor, size: Size, text: int) -> Arguments:
-    bundles = each_sample(len(sample), 2, 7, 8)
-    return {"hidden_states": sample, "timestep": half_time(len(sample)), "encoder_hidden_states": bundles}
-
-
 def ernie(**options: Any) -> ErnieImageTransformer2DModel:
     return filled(ErnieImageTransformer2DModel(**options), "adaLN_modulation", "final_linear")
-
-
-def joy_plus(**options: Any) -> JoyImageEditPlusTransformer3DModel:
-    return filled(JoyImageEditPlusTransformer3DModel(**options), "modulate_table")
 
 
 def joy(**options: Any) -> JoyImageEditTransformer3DModel:
@@ -98,13 +79,6 @@ def joy(**options: Any) -> JoyImageEditTransformer3DModel:
 
 def nucleus(**options: Any) -> NucleusMoEImageTransformer2DModel:
     return filled(NucleusMoEImageTransformer2DModel(**options), "gate_up_proj", "down_proj")
-
-
-def fibo(n_layers: int, **options: Any) -> BriaFibo2Transformer2DModel:
-    last = (n_layers - 1,)
-    return filled(
-        BriaFibo2Transformer2DModel(n_layers=n_layers, injection_layer_ids=last, **options), "cross_attn_gate"
-    )
 
 
 JOY = {
@@ -162,15 +136,6 @@ JOY_IMAGE_EDIT = Architecture(
     blocks=("JoyImageTransformerBlock",),
     references=area(halved(PIXELS[0])),
 )
-JOY_IMAGE_EDIT_PLUS = Architecture(
-    build=partial(joy_plus, **JOY),
-    arguments=joy_plus_inputs,
-    sizes=TOKENS,
-    sample=token_sample(16, 9),
-    grid=whole,
-    blocks=("JoyImageEditPlusTransformerBlock",),
-    references=9,
-)
 NUCLEUS_IMAGE = Architecture(
     build=partial(
         nucleus,
@@ -194,29 +159,4 @@ NUCLEUS_IMAGE = Architecture(
     grid=whole,
     blocks=("NucleusMoEImageTransformerBlock",),
     refused=("block",),
-)
-BRIA_FIBO_2 = Architecture(
-    build=partial(
-        fibo,
-        in_channels=4,
-        dim=64,
-        n_layers=2,
-        n_refiner_layers=0,  # they are not among the blocks that merge
-        n_heads=2,
-        cap_feat_dim=8,
-        perceiver_num_layers=1,
-        min_num_gist_tokens=Architecture.text,
-        max_num_gist_tokens=Architecture.text,
-        gist_step=1,
-        gist_min_text_len=2,
-        gist_max_text_len=9,
-        axes_dims=(16, 8, 8),
-        axes_lens=(64, 16, 16),
-    ),
-    arguments=fibo_inputs,
-    sizes=PIXELS,
-    sample=image_sample(4),
-    grid=halved,
-    blocks=("BriaFibo2TransformerBlock",),
-    depths=("n_layers",),
 )

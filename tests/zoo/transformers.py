@@ -7,15 +7,24 @@ from itertools import product
 
 from running import SCOPES
 from zoo.architecture import Architecture
+from zoo.flux_kin import (
+    FIBO,
+    FIBO_EDIT,
+    FLUX3,
+    FLUX3_WITH_REFERENCE,
+    IDEOGRAM4,
+    KREA2,
+    LONGCAT_IMAGE,
+    LONGCAT_IMAGE_EDIT,
+    OVIS_IMAGE,
+)
 from zoo.joint_images import AURA_FLOW, CHROMA, COGVIEW3, GLM_IMAGE, HUNYUAN_DIT, PRX
 from zoo.latent_images import COGVIEW4, DIT, HUNYUAN_IMAGE, PIXART, SD3
 from zoo.other_videos import ALLEGRO, ANY_FLOW, CONSIS_ID, EASY_ANIMATE, HELIOS, KANDINSKY5, KANDINSKY6
 from zoo.packed_images import BRIA, FLUX, FLUX2, FLUX2_WITH_REFERENCE, FLUX_KONTEXT, QWEN_IMAGE, QWEN_IMAGE_EDIT
 from zoo.qwen_kin import (
-    BRIA_FIBO_2,
     ERNIE_IMAGE,
     JOY_IMAGE_EDIT,
-    JOY_IMAGE_EDIT_PLUS,
     NUCLEUS_IMAGE,
     QWEN_IMAGE_21,
 )
@@ -46,9 +55,7 @@ MORE_ARCHITECTURES: dict[str, Architecture] = {
     "Qwen-Image 2.1": QWEN_IMAGE_21,
     "ERNIE-Image": ERNIE_IMAGE,
     "JoyImage-Edit": JOY_IMAGE_EDIT,
-    "JoyImage-Edit Plus": JOY_IMAGE_EDIT_PLUS,
     "Nucleus-Image": NUCLEUS_IMAGE,
-    "Bria FIBO 2": BRIA_FIBO_2,
     "Chroma": CHROMA,
     "AuraFlow": AURA_FLOW,
     "HunyuanDiT": HUNYUAN_DIT,
@@ -62,6 +69,15 @@ MORE_ARCHITECTURES: dict[str, Architecture] = {
     "Helios": HELIOS,
     "AnyFlow": ANY_FLOW,
     "Kandinsky 6": KANDINSKY6,
+    "Flux.3": FLUX3,
+    "Flux.3 with a reference": FLUX3_WITH_REFERENCE,
+    "Krea 2": KREA2,
+    "Ideogram 4": IDEOGRAM4,
+    "LongCat-Image": LONGCAT_IMAGE,
+    "LongCat-Image-Edit": LONGCAT_IMAGE_EDIT,
+    "Ovis-Image": OVIS_IMAGE,
+    "FIBO": FIBO,
+    "FIBO Edit": FIBO_EDIT,
 }
 ALL_ARCHITECTURES = ARCHITECTURES | MORE_ARCHITECTURES
 SCOPES_THAT_WORK = [

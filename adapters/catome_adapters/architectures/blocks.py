@@ -67,12 +67,6 @@ MASKED_TEXT = PerToken("attention_mask", axis=1, ndim=2)
 
 
 BLOCKS: dict[str, BlockFacts] = {
-    "BriaFibo2PerceiverLayer": BlockFacts(skipped="has tokens of text alone"),
-    "BriaFibo2TransformerBlock": BlockFacts(  # one sequence; its rotary rows have a batch
-        extra_side="front",
-        shared=False,
-        per_token=(PerToken("freqs_cis"), PerToken("noise_mask", axis=1)),
-    ),
     "AuraFlowJointTransformerBlock": BlockFacts(text_side="front", output=1, text="encoder_hidden_states"),
     "AuraFlowSingleTransformerBlock": BlockFacts(extra_side="front"),  # one sequence: registers, text, image
     # The second half of its nested tuple has the position of every token.
@@ -82,6 +76,8 @@ BLOCKS: dict[str, BlockFacts] = {
     "AnyFlowTransformerBlock": BlockFacts(
         shared=False, per_token=(PerToken("rotary_emb", axis=2), PerToken("temb", axis=1, ndim=4))
     ),
+    "BriaFiboSingleTransformerBlock": BlockFacts(extra_side="front"),  # one sequence: text, image, reference images
+    "BriaFiboTransformerBlock": BlockFacts(text_side="front", output=1, text="encoder_hidden_states"),
     "BriaTransformerBlock": BlockFacts(text_side="front", output=1, text="encoder_hidden_states"),
     "ChromaSingleTransformerBlock": BlockFacts(
         extra_side="front", per_token=(PerToken("image_rotary_emb"), MASKED_TEXT)
@@ -116,6 +112,15 @@ BLOCKS: dict[str, BlockFacts] = {
         text_side="front",
         per_token=(PerToken("image_rotary_emb"), PerToken("temb_mod_img", 1, optional=True)),
     ),
+    "Flux3ModeTransformerBlock": BlockFacts(
+        skipped="is one class for text, image and reference images, each of which it attends to alone"
+    ),
+    "Flux3SingleTransformerBlock": BlockFacts(
+        text_side="front",
+        output=1,
+        text="encoder_hidden_states",
+        per_token=(PerToken("image_rotary_emb"), PerToken("temb_mod", 1)),
+    ),
     "FluxSingleTransformerBlock": BlockFacts(text_side="front"),
     "FluxTransformerBlock": BlockFacts(text_side="front"),
     "GlmImageTransformerBlock": BlockFacts(text_side="front", text="encoder_hidden_states"),
@@ -131,15 +136,12 @@ BLOCKS: dict[str, BlockFacts] = {
     "HunyuanVideoTokenReplaceSingleTransformerBlock": BlockFacts(text_side="back", refused={"block": FIRST_FRAME}),
     "HunyuanVideoTokenReplaceTransformerBlock": BlockFacts(text_side="back", refused={"block": FIRST_FRAME}),
     "HunyuanVideoTransformerBlock": BlockFacts(text_side="back"),
-    "JointTransformerBlock": BlockFacts(text_side="back"),
-    "JoyImageEditPlusTransformerBlock": BlockFacts(  # reference images and padding behind; its rotary rows have a batch
-        text_side="back",
-        text="encoder_hidden_states",
-        output=0,
-        extra_side="back",
-        shared=False,
-        per_token=(PerToken("image_rotary_emb"),),
+    "Ideogram4TransformerBlock": BlockFacts(  # one sequence: padding, text, image
+        extra_side="front",
+        shared=False,  # its rotary rows have a batch
+        per_token=(PerToken("image_rotary_emb"), PerToken("adaln_input", 1, optional=True)),
     ),
+    "JointTransformerBlock": BlockFacts(text_side="back"),
     "JoyImageTransformerBlock": BlockFacts(
         text_side="back",
         text="encoder_hidden_states",
@@ -156,7 +158,10 @@ BLOCKS: dict[str, BlockFacts] = {
         skipped="attends between blocks of 64 tokens, through a sparse mask that its own kernel reads"
     ),
     "Kandinsky6TransformerEncoderBlock": BlockFacts(skipped=TEXT_ALONE),
+    "Krea2TransformerBlock": BlockFacts(extra_side="front"),  # one sequence: text, image
     "LTXVideoTransformerBlock": BlockFacts(shared=False),  # its rotary rows have a batch
+    "LongCatImageSingleTransformerBlock": BlockFacts(text_side="front", output=1, text="encoder_hidden_states"),
+    "LongCatImageTransformerBlock": BlockFacts(text_side="front", output=1, text="encoder_hidden_states"),
     "MochiTransformerBlock": BlockFacts(
         skipped="attends to every sample by itself, each with a text of its own length, so that its calls of attention "
         "cannot be recognized by the number of their keys"
@@ -180,6 +185,8 @@ BLOCKS: dict[str, BlockFacts] = {
         per_token=(PerToken("image_rotary_emb", axis=2),),
     ),
     "PixArtAlphaTextProjection": BlockFacts(skipped="projects what conditions the blocks, and no tokens of an image"),
+    "OvisImageSingleTransformerBlock": BlockFacts(text_side="front", output=1, text="encoder_hidden_states"),
+    "OvisImageTransformerBlock": BlockFacts(text_side="front", output=1, text="encoder_hidden_states"),
     "QwenImageTransformerBlock": BlockFacts(
         text_side="front", per_token=(PerToken("image_rotary_emb", entry=0), *MODULATION)
     ),

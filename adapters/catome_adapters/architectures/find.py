@@ -14,7 +14,7 @@ from catome_adapters.architectures.unet import find_in_unet, is_unet
 from catome_adapters.architectures.vit import find_in_vit, is_vit
 from catome_adapters.sites.site import MergeSite, SkippedSite
 
-NETWORKS = ("unet", "transformer", "transformer_2")
+NETWORKS = ("unet", "transformer", "transformer_2", "unconditional_transformer")
 """What diffusers' pipelines call their denoisers."""
 
 WRAPPED = (
@@ -37,7 +37,8 @@ def find_sites(model: Any) -> list[MergeSite]:
     """Find every block of image or video tokens in a diffusers network, a ViT of timm or transformers, or a pipeline.
 
     Args:
-        model: A pipeline (its `unet`, `transformer` and `transformer_2` are searched) or a model, compiled or not.
+        model: A pipeline (its `unet`, `transformer`, `transformer_2` and `unconditional_transformer` are searched) or a
+            model, compiled or not.
 
     Returns:
         The sites in the order of the model's modules; empty if there are none.

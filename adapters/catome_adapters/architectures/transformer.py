@@ -9,7 +9,8 @@ from typing import Any
 from torch import nn
 
 from catome_adapters.architectures.blocks import BLOCKS, MODULATION
-from catome_adapters.architectures.grids import default_shape, measure_for
+from catome_adapters.architectures.configured import default_shape
+from catome_adapters.architectures.grids import measure_for
 from catome_adapters.sites.call import Signature
 from catome_adapters.sites.grid import Measure, PositionGrid, Shape
 from catome_adapters.sites.layout import BlockLayout, PerToken

@@ -65,7 +65,6 @@ def patches(argument: str, patch: Shape, *, frames_first: bool = False) -> Measu
     """
 
     def measure(arguments: Mapping[str, Any]) -> Shape:
-        _refuse_cached_keys(arguments)
         shape = arguments[argument].shape
         sizes = (shape[1], *shape[3:]) if frames_first else shape[2:]
         if len(sizes) != len(patch):
@@ -99,13 +98,12 @@ def sizes_from(*names: str) -> Measure:
     return measure
 
 
-def shapes_from(argument: str, *, last: bool = False, padded: bool = False) -> Measure:
+def shapes_from(argument: str, *, last: bool = False) -> Measure:
     """An argument lists the sizes (frames, height, width) of every sample's images; the first image is the one drawn.
 
     Args:
         argument: Its name.
         last: The last image is the one drawn, and nothing is behind it.
-        padded: Other images may differ from sample to sample, with padding behind them: their number is unknown.
 
     Examples:
         >>> shapes_from("img_shapes")({"img_shapes": [[(1, 3, 4), (1, 9, 9)], [(1, 3, 4), (1, 9, 9)]]})
@@ -122,8 +120,6 @@ def shapes_from(argument: str, *, last: bool = False, padded: bool = False) -> M
             raise ValueError(f"{argument} is {samples}; expected images of one size, since a batch shares its grid")
         frames, *plane = images[0][drawn]
         shape = tuple(plane) if frames == 1 else (frames, *plane)
-        if padded:
-            return GridSize(shape)
         return GridSize(shape, 0 if last else sum(prod(size) for size in images[0][1:]))
 
     return measure
@@ -133,6 +129,10 @@ COMPILED = "the model was compiled with; call torch.compiler.reset() before anot
 WRITTEN = (
     "was read from them, and no write that torch counts came after: pass another tensor, or copy_() into one that was "
     "made outside of torch.inference_mode()"
+)
+KEPT_KEYS = (
+    "the model was called with {}, which keeps keys of reference images by their index in the sequence, which merging "
+    "changes; call it without, or detach the session"
 )
 
 
@@ -144,10 +144,15 @@ class PositionGrid:
     writes through `.data`, numpy or a replayed CUDA graph, nor into tensors of inference mode, and to see them would
     take a read at every call. So every call compares the positions with the grid on the device, and raises
     RuntimeError if they differ. A compiled model compares them with the grid that it was compiled for.
+
+    Args:
+        argument: The argument that holds them.
+        row: Which coordinate is the row; the column is the next one.
+        step: How far apart rows are, and columns.
     """
 
-    def __init__(self, argument: str, row: int = 1) -> None:
-        self.argument, self.row = argument, row
+    def __init__(self, argument: str, row: int = 1, step: float = 1.0) -> None:
+        self.argument, self.row, self.step = argument, row, step
         # Not where it is defined: this imports the compiler, which takes longer than all the rest of the library.
         torch.compiler.assume_constant_result(_read)
         self.known: tuple[Tensor | None, int | None, Shape] = (None, None, ())
@@ -156,8 +161,17 @@ class PositionGrid:
         """The grid of the first image."""
         _refuse_cached_keys(arguments)
         given: Tensor = arguments[self.argument]
-        shape = self._shape(given, given[0] if given.ndim == 3 else given)
-        return GridSize(shape, given.shape[-2] - prod(shape))
+        positions = self.positions(given[0] if given.ndim == 3 else given, arguments)
+        shape = self._shape(given, positions)
+        return GridSize(shape, self.behind(len(positions) - prod(shape), arguments))
+
+    def positions(self, given: Tensor, arguments: Mapping[str, Any]) -> Tensor:
+        """One sample's positions as they are read: those of the image first, one apart."""
+        return given if self.step == 1.0 else given / self.step
+
+    def behind(self, others: int, arguments: Mapping[str, Any]) -> int:
+        """Number of tokens behind the grid's, when this many others have a position."""
+        return others
 
     def _shape(self, given: Tensor, positions: Tensor) -> Shape:
         # What is known is known of the tensor that was given: an index makes another one in every call.
@@ -175,20 +189,8 @@ class PositionGrid:
 
 
 def _refuse_cached_keys(arguments: Mapping[str, Any]) -> None:
-    modes = {"kv_cache_mode": arguments.get("kv_cache_mode")}
-    # GLM-Image always passes them; only a picture to edit writes keys to them, and reads them.
-    modes |= {"kv_caches of mode": _cache_mode(arguments.get("kv_caches"))}
-    for name, mode in modes.items():
-        if mode is not None:
-            raise ValueError(
-                f"the model was called with {name}={mode!r}, which keeps keys of reference images by their index in "
-                "the sequence, which merging changes; call it without, or detach the session"
-            )
-
-
-def _cache_mode(caches: Any) -> str | None:
-    modes = (cache.mode for cache in getattr(caches, "caches", ()))
-    return next((mode for mode in modes if mode not in (None, "skip")), None)
+    if arguments.get("kv_cache_mode") is not None:
+        raise ValueError(KEPT_KEYS.format(f"kv_cache_mode={arguments['kv_cache_mode']!r}"))
 
 
 def _read(positions: Tensor, row: int) -> Shape:
@@ -201,7 +203,8 @@ def _read(positions: Tensor, row: int) -> Shape:
     if [one[: row + 2] for one in rows[: len(image)]] != raster:
         raise ValueError(
             f"positions of shape {tuple(positions.shape)} name {len(image)} tokens in {height} rows and {width} "
-            "columns; expected a full grid in raster order, in front of all other tokens"
+            "columns; expected a full grid in raster order, in front of all other tokens (behind them, where the image "
+            "comes last)"
         )
     return height, width
 

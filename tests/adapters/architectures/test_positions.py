@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from catome_adapters import PositionGrid, attach
+from catome_adapters import GridSize, PositionGrid, attach
+from catome_adapters.architectures.grids import HalvedPositions, PositionsAtEnd
 from running import call, make_recipe
 from zoo.packed_images import REFERENCES, positions
 from zoo.transformers import ARCHITECTURES
@@ -89,3 +90,29 @@ def test_a_compiled_grid_takes_no_reference_for_a_part_of_its_image():
     assert compiled({"img_ids": torch.cat([ids(4, 8), positions(4, 8, first=1, width=3)])}) == ((4, 8), 32)
     with pytest.raises(RuntimeError, match=r"not those of the 4 x 8 grid .* call torch.compiler.reset\(\)"):
         compiled({"img_ids": ids(8, 8)})
+
+
+@pytest.mark.parametrize("size", [(5, 7), (1, 6), (6, 1)])
+def test_positions_behind_those_of_text(size):
+    """Text at the position of the first pixel, as Krea 2 has it, and text that is part of the sequence."""
+    image = ids(*size)
+    tokens = torch.zeros(1, len(image), 4)
+    behind_text = torch.cat([torch.zeros(4, 3), image])
+    assert PositionsAtEnd()({"position_ids": behind_text, "hidden_states": tokens}) == GridSize(size, 0)
+    whole = torch.cat([torch.arange(4.0)[:, None].repeat(1, 3), image + 100])
+    tokens = torch.zeros(2, len(whole), 4)
+    assert PositionsAtEnd()({"position_ids": whole.repeat(2, 1, 1), "hidden_states": tokens}) == GridSize(size, 0)
+
+
+def test_samples_with_images_of_other_sizes_are_an_error():
+    positions, tokens = torch.stack([ids(8, 8), ids(4, 16)]), torch.zeros(2, 64, 4)
+    with pytest.raises(RuntimeError, match="have other images than the first one"):
+        PositionsAtEnd()({"position_ids": positions, "hidden_states": tokens})
+
+
+def test_positions_half_as_far_apart_with_references_of_their_own():
+    grid, image = HalvedPositions(), ids(5, 7) * torch.tensor([1.0, 0.5, 0.5])
+    assert grid({"img_ids": image}) == GridSize((5, 7), 0)
+    assert grid({"img_ids": image, "image_cond_ids": ids(3, 3)}) == GridSize((5, 7), 9)
+    with pytest.raises(ValueError, match="expected a full grid"):
+        grid({"img_ids": ids(5, 7)})

@@ -8,7 +8,7 @@ from catome_adapters import MergeRecipe, attach
 from catome_core import AdaptiveMerge
 from running import ONCE, SCOPES, TOTAL, make_recipe
 from zoo.noise import each_sample
-from zoo.qwen_kin import BRIA_FIBO_2, JOY_IMAGE_EDIT_PLUS, QWEN_IMAGE_21
+from zoo.qwen_kin import QWEN_IMAGE_21
 
 pytestmark = pytest.mark.usefixtures("without_gradients")
 
@@ -54,35 +54,3 @@ def test_a_mask_by_index_is_refused():
     recipe = MergeRecipe(AdaptiveMerge(0.0, spare="fill"), scope="attention", proportional=False)
     with pytest.raises(ValueError, match="masks tokens by their index; call set_attn_processor"):
         attach(network, recipe)
-
-
-@every_scope
-def test_text_behind_the_image_is_where_a_batch_pads_it(scope):
-    """A text in front, alone, is the same text behind the image, padded for a longer one of the same batch."""
-    network = BRIA_FIBO_2.network(min_num_gist_tokens=2, max_num_gist_tokens=8)
-    given = BRIA_FIBO_2.inputs() | {"context_latents": [each_sample(2, 4, 6, 4)]}
-    mask = torch.ones(2, 7, dtype=torch.bool)
-    mask[0, 3:] = False
-    alone = {name: value[:1] for name, value in given.items() if name != "context_latents"}
-    alone |= {"context_latents": [given["context_latents"][0][:1]]}
-    alone |= {"encoder_hidden_states": given["encoder_hidden_states"][:1, :, :3]}
-    with attach(network, make_recipe(scope, schedule=ONCE)) as session:
-        session.begin_step(0, TOTAL)
-        padded = network(**given, encoder_attention_mask=mask, return_dict=False)[0]
-        session.begin_step(0, TOTAL)
-        assert torch.allclose(network(**alone, return_dict=False)[0], padded[:1], rtol=1e-4, atol=1e-5)
-        assert session.summary().merged_fraction > 0.2
-
-
-@every_scope
-def test_samples_may_have_different_reference_images(scope):
-    """What is padding for one sample is a reference image for the other."""
-    network, given = JOY_IMAGE_EDIT_PLUS.network(), JOY_IMAGE_EDIT_PLUS.inputs()
-    shapes = [[(1, 8, 8)], [(1, 8, 8), (1, 3, 3)]]
-    alone = {name: value[:1] for name, value in given.items()} | {"shape_list": shapes[:1]}
-    alone["hidden_states"] = alone["hidden_states"][:, :TARGET]
-    with attach(network, make_recipe(scope, schedule=ONCE)) as session:
-        session.begin_step(0, TOTAL)
-        both = network(**given | {"shape_list": shapes}, return_dict=False)[0]
-        session.begin_step(0, TOTAL)
-        assert torch.allclose(network(**alone, return_dict=False)[0], both[:1, :TARGET], rtol=1e-4, atol=1e-5)

@@ -1,0 +1,128 @@
+"""Grids of networks whose calls say them in a way of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from catome_adapters.architectures.configured import patch_size
+from catome_adapters.sites.grid import KEPT_KEYS, GridSize, Measure, PositionGrid, Shape, patches, shapes_from
+from catome_adapters.sites.site import Reason
+
+
+class PositionsAtEnd(PositionGrid):
+    """The positions of a sequence that ends with the image; in front of it are text and padding."""
+
+    def __init__(self) -> None:
+        super().__init__("position_ids")
+
+    def __call__(self, arguments: Mapping[str, Any]) -> GridSize:
+        """The grid of the image; samples whose positions are their own share it."""
+        size, given = super().__call__(arguments), arguments[self.argument]
+        images = given[..., -prod(size.shape) :, :]
+        if given.ndim == 3:
+            torch.ops.aten._assert_async.msg(
+                (images == images[:1]).all(),
+                f"{self.argument} of the samples of a batch have other images than the first one: call the network for "
+                "each kind of image, or detach the session",
+            )
+        return size
+
+    def positions(self, given: Tensor, arguments: Mapping[str, Any]) -> Tensor:
+        """From the end to the front, with the signs changed: a raster again, and the image comes first."""
+        # Krea 2 has positions of text that are those of the first pixel, but its `hidden_states` are the image alone.
+        return -given[-arguments["hidden_states"].shape[1] :].flip(0)
+
+    def behind(self, others: int, arguments: Mapping[str, Any]) -> int:
+        """None: what else there is lies in front."""
+        return 0
+
+
+class HalvedPositions(PositionGrid):
+    """Rows and columns half as far apart as usual; those of reference images are an argument of their own."""
+
+    def __init__(self) -> None:
+        super().__init__("img_ids", step=0.5)
+
+    def behind(self, others: int, arguments: Mapping[str, Any]) -> int:
+        """The reference images, which the network puts behind the image."""
+        references = arguments.get("image_cond_ids")
+        return others if references is None else others + len(references)
+
+
+def channels_last(network: nn.Module) -> Measure:
+    """Kandinsky: one token per patch of a video (batch, frames, height, width, channels), in raster order."""
+    patch = patch_size(network)
+
+    def measure(arguments: Mapping[str, Any]) -> Shape:
+        if arguments.get("sparse_params") is not None:
+            raise ValueError(
+                "the model was called with sparse_params, for attention between blocks of 8 x 8 tokens, which merging "
+                "changes; call it with sparse_params=None, as pipelines do where the transformer's config has "
+                "attention_type='regular', or detach the session"
+            )
+        sizes = arguments["hidden_states"].shape[1:4]
+        return tuple(size // step for size, step in zip(sizes, patch, strict=True))
+
+    return measure
+
+
+def last_item(network: nn.Module) -> Measure:
+    """JoyImage-Edit: latents (batch, channels, frames, height, width), or several items of them along dimension 1.
+
+    The last item is the one drawn, and its tokens come first.
+    """
+    patch = patch_size(network)
+
+    def measure(arguments: Mapping[str, Any]) -> GridSize:
+        shape = arguments["hidden_states"].shape
+        items = shape[1] if len(shape) == 6 else 1
+        frames, *plane = (size // step for size, step in zip(shape[-3:], patch, strict=True))
+        grid = tuple(plane) if frames == 1 else (frames, *plane)
+        return GridSize(grid, (items - 1) * prod(grid))
+
+    return measure
+
+
+def frames_first(network: nn.Module) -> Measure:
+    """Latents (batch, frames, channels, height, width)."""
+    return patches("hidden_states", patch_size(network), frames_first=True)
+
+
+def without_kept_keys(network: nn.Module) -> Measure:
+    """GLM-Image: its pipeline always passes caches; only a picture to edit writes keys to them, and reads them."""
+    measure = patches("hidden_states", patch_size(network))
+
+    def checked(arguments: Mapping[str, Any]) -> Shape | GridSize:
+        modes = {cache.mode for cache in getattr(arguments.get("kv_caches"), "caches", ())} - {None, "skip"}
+        for mode in modes:
+            raise ValueError(KEPT_KEYS.format(f"kv_caches of mode={mode!r}"))
+        return measure(arguments)
+
+    return checked
+
+
+CACHED_FRAMES = Reason(
+    "AnyFlowFARTransformer3DModel attends to earlier frames through a mask over blocks of tokens or through cached "
+    "keys, and merging would move the tokens of both"
+)
+
+MEASURES: dict[str, Callable[[nn.Module], Measure | Reason]] = {
+    "AnyFlowFARTransformer3DModel": lambda network: CACHED_FRAMES,
+    "AnyFlowTransformer3DModel": frames_first,
+    "CogVideoXTransformer3DModel": frames_first,
+    "ConsisIDTransformer3DModel": frames_first,
+    "Flux3Transformer2DModel": lambda network: HalvedPositions(),
+    "GlmImageTransformer2DModel": without_kept_keys,
+    "Ideogram4Transformer2DModel": lambda network: PositionsAtEnd(),
+    "JoyImageEditTransformer3DModel": last_item,
+    "Kandinsky5Transformer3DModel": channels_last,
+    "Kandinsky6Transformer3DModel": channels_last,
+    "Krea2Transformer2DModel": lambda network: PositionsAtEnd(),
+    "QwenImage21Transformer2DModel": lambda network: shapes_from("img_shapes", last=True),
+}
+"""By the class of a network: how its grid is measured. Each network gets a measure of its own, since some remember."""
