@@ -61,6 +61,7 @@ BLOCKS: dict[str, BlockFacts] = {
     "FluxTransformerBlock": BlockFacts(text_side="front"),
     "HunyuanImageSingleTransformerBlock": BlockFacts(text_side="back"),
     "HunyuanImageTransformerBlock": BlockFacts(text_side="back"),
+    "HunyuanVideo15TransformerBlock": BlockFacts(text_side="back", text="encoder_hidden_states"),
     "HunyuanVideoSingleTransformerBlock": BlockFacts(text_side="back"),
     "HunyuanVideoTokenReplaceSingleTransformerBlock": BlockFacts(text_side="back", refused={"block": FIRST_FRAME}),
     "HunyuanVideoTokenReplaceTransformerBlock": BlockFacts(text_side="back", refused={"block": FIRST_FRAME}),
