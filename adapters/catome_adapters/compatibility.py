@@ -147,7 +147,7 @@ def _foreign_backend(site: MergeSite, recipe: MergeRecipe) -> Backend | None:
     """The backend whose calls would have to be intercepted and cannot be."""
     if site.layout.takes_keys or not _must_intercept(recipe):
         return None
-    backends = (backend_of(attention) for attention in site.attentions)
+    backends = (backend_of(attention) for attention in SCOPES[recipe.scope].attentions(site))
     return next((one for one in backends if one is not None and not one.calls_torch), None)
 
 

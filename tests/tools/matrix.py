@@ -109,7 +109,7 @@ def works_with(subject: Architecture, change: Callable[[nn.Module], None]) -> bo
     try:
         change(network)
         subject.call(network)
-    except (AttributeError, IndexError):
+    except (AttributeError, IndexError, RuntimeError):
         return False
     return True
 

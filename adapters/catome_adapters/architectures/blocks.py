@@ -35,6 +35,7 @@ class BlockFacts:
     extra_side: Side | None = None
     per_token: tuple[PerToken, ...] | None = None
     shared: bool | None = None
+    bypass: str | None = None
     refused: Mapping[str, str] | None = None
     skipped: str | None = None
 
@@ -67,6 +68,18 @@ BLOCKS: dict[str, BlockFacts] = {
     "HunyuanVideoTokenReplaceTransformerBlock": BlockFacts(text_side="back", refused={"block": FIRST_FRAME}),
     "HunyuanVideoTransformerBlock": BlockFacts(text_side="back"),
     "JointTransformerBlock": BlockFacts(text_side="back"),
+    "LTX2VideoTransformerBlock": BlockFacts(
+        output=0,
+        extra_side="back",  # frames that condition, and reference videos
+        per_token=(
+            *(PerToken(name, -2) for name in ("video_rotary_emb", "query_rotary_emb", "ca_video_rotary_emb")),
+            *(PerToken(name, 1) for name in ("temb", "temb_ca_scale_shift", "temb_ca_gate")),
+            # Masks of self-attention have rows and columns.
+            *(PerToken(name, axis) for name in ("self_attention_mask", "attention_mask") for axis in (1, 2)),
+        ),
+        shared=False,  # its rotary rows have a batch
+        bypass="all_perturbed",
+    ),
     "LTXVideoTransformerBlock": BlockFacts(shared=False),  # its rotary rows have a batch
     "MochiTransformerBlock": BlockFacts(
         skipped="attends to every sample by itself, each with a text of its own length, so that its calls of attention "

@@ -93,5 +93,5 @@ def _find(network: nn.Module) -> Candidates:
 
 
 def _is_wrapped(candidate: MergeSite | SkippedSite, network: nn.Module) -> bool:
-    around = (candidate.host, *candidate.attentions) if isinstance(candidate, MergeSite) else ()
+    around = (candidate.host, *candidate.attentions, *candidate.readers) if isinstance(candidate, MergeSite) else ()
     return any(_unwrapped(part) is not part for part in (network.get_submodule(candidate.name), *around))

@@ -17,6 +17,8 @@ from catome_adapters.sites.site import MergeSite, Reason, SkippedSite
 
 ATTENTIONS = ("attn1", "attn", "attention", "self_attn", "self_attention")
 """What blocks call their self-attention."""
+READERS = ("video_to_audio_attn",)
+"""What blocks call the attention through which other tokens look at these."""
 ROTARY = ("image_rotary_emb", "rotary_emb", "freqs_cis")
 
 
@@ -91,5 +93,13 @@ def _site_or_reason(
     # Stable Diffusion 3.5 attends to the image once more, apart from the text.
     others: Any = (block.attn2,) if getattr(block, "use_dual_attention", False) else ()
     return MergeSite(
-        name, block, attention, network, shape=shape, grid_of=grid_of, layout=layout, other_attentions=others
+        name,
+        block,
+        attention,
+        network,
+        shape=shape,
+        grid_of=grid_of,
+        layout=layout,
+        other_attentions=others,
+        readers=tuple(getattr(block, one) for one in READERS if hasattr(block, one)),
     )

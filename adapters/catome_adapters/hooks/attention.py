@@ -100,8 +100,8 @@ class SelfAttention:
         """Call the module as the scope requires."""
         state = self.state
         state.attended = True
-        # What diffusers skips returns its tokens or values: all of them, which fewer keys would not fit.
-        if not state.active or ("_diffusers_hook" in vars(self.module) and skips_attention(self.module)):
+        # What is skipped returns its tokens or values: all of them, which fewer keys would not fit.
+        if not state.active or self._is_skipped((args, kwargs)):
             returned = forward(*args, **kwargs)
             if self.on_output is not None and state.match_output:
                 self.on_output(self._block_tokens(returned))
@@ -165,6 +165,13 @@ class SelfAttention:
         # Others may have put a class of theirs on top; without a `SelfAttention` ours does nothing.
         if type(self.module) is _enclosed(self.kind):
             self.module.__class__ = self.kind
+
+    def _is_skipped(self, call: Arguments) -> bool:
+        """Whether diffusers skips it in this call, or an argument says that it shall not attend."""
+        if "_diffusers_hook" in vars(self.module) and skips_attention(self.module):
+            return True
+        bypass = self.site.layout.bypass
+        return bypass is not None and bool(self.signature.read(call, bypass))
 
     def _block_tokens(self, returned: Any) -> Tensor:
         """The block's own tokens (batch, tokens, channels) in what attention returned without a merge."""

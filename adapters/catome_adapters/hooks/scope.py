@@ -96,6 +96,10 @@ class Scope:
         """Why this site cannot have this scope."""
         return None
 
+    def attentions(self, site: MergeSite) -> tuple[nn.Module, ...]:
+        """All attention of a site whose keys are slots."""
+        return (*site.attentions, *site.readers) if self.spans_block else site.attentions
+
     def merged_modules(self, site: MergeSite) -> Iterator[nn.Module]:
         """The modules that run on merged tokens, whose results no other step can use."""
         parts = (site.block,) if self.spans_block else site.attentions

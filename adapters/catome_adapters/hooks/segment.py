@@ -62,7 +62,7 @@ class Segment:
         blocks = [BlockCall(site, site is self.sites[0], site is self.sites[-1]) for site in self.sites]
         alike = self.site.layout.extra_side, self.site.prefix, self.weights
         self.first, self.known = blocks[0], known.of_kind(alike, self.weights)
-        self.attentions = [self._enclose(site, module) for site in self.sites for module in site.attentions]
+        self.attentions = [self._enclose(site, module) for site in self.sites for module in self.scope.attentions(site)]
         self.hooks = [BlockHooks(self, block) for block in blocks]
         self.own_hooks = self.scope.install(self, blocks)
 

@@ -31,6 +31,8 @@ class MergeSite:
         layout: How the block takes and returns its tokens.
         prefix: Number of tokens in front of the grid (class and register tokens), which never merge.
         other_attentions: Further self-attention over the same tokens inside the block.
+        readers: Attention inside the block through which other tokens (of sound, say) look at these: its keys are
+            slots where the whole block runs on merged tokens, and only there does it take account of them.
         denoises: Whether the model is called once per denoising step; False for a model that is called once per input.
         network: The network that runs the blocks, where it is not the host.
         looks_near: Whether its self-attention looks at near tokens above all; in a UNet convolutions do that.
@@ -47,13 +49,14 @@ class MergeSite:
     layout: BlockLayout = PLAIN
     prefix: int = 0
     other_attentions: tuple[nn.Module, ...] = ()
+    readers: tuple[nn.Module, ...] = ()
     denoises: bool = True
     network: nn.Module | None = None
     looks_near: bool = True
 
     def __post_init__(self) -> None:
         inside = list(self.block.modules())
-        for attention in self.attentions:
+        for attention in (*self.attentions, *self.readers):
             if not any(attention is part for part in inside):
                 raise ValueError(
                     f"{self.name}: its attention {type(attention).__name__} is not inside its block "
