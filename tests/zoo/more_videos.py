@@ -4,16 +4,25 @@ from dataclasses import replace
 from functools import partial
 
 import torch
-from diffusers import HunyuanVideo15Transformer3DModel, LTX2VideoTransformer3DModel
-from torch import Tensor
+from diffusers import (
+    CosmosTransformer3DModel,
+    HunyuanVideo15Transformer3DModel,
+    HunyuanVideoFramepackTransformer3DModel,
+    LTX2VideoTransformer3DModel,
+    MotifVideoTransformer3DModel,
+    SkyReelsV2Transformer3DModel,
+)
+from torch import Tensor, nn
 
 from zoo.architecture import (
     Architecture,
     Arguments,
     Size,
     area,
+    halved,
     image_sample,
     mask_last,
+    pooled_inputs,
     text_inputs,
     timestep,
     token_sample,
@@ -121,4 +130,167 @@ LTX2_I2V = replace(
     arguments=reference_inputs,
     sample=token_sample(4, REFERENCES),
     references=REFERENCES,
+)
+
+
+def by_frame(sample: Tensor) -> Tensor:
+    """A time (batch, frames) of every frame."""
+    return torch.arange(sample.shape[2]).mul(100.0).expand(len(sample), -1)
+
+
+def forcing_inputs(sample: Tensor, size: Size, text: int) -> Arguments:
+    return text_inputs(sample, size, text) | {"timestep": by_frame(sample), "enable_diffusion_forcing": True}
+
+
+SKYREELS = Architecture(
+    build=partial(
+        SkyReelsV2Transformer3DModel,
+        num_attention_heads=2,
+        attention_head_dim=12,
+        in_channels=4,
+        out_channels=4,
+        text_dim=8,
+        freq_dim=8,
+        ffn_dim=32,
+        num_layers=2,
+        rope_max_seq_len=32,
+    ),
+    arguments=text_inputs,
+    sizes=((4, 8, 12), (2, 10, 14)),
+    sample=image_sample(4),
+    grid=halved,
+    blocks=("SkyReelsV2TransformerBlock",),
+)
+SKYREELS_FORCING = replace(SKYREELS, build=partial(SKYREELS.build, num_frame_per_block=2), arguments=forcing_inputs)
+
+
+def cosmos(**changes: object) -> CosmosTransformer3DModel:
+    network = CosmosTransformer3DModel(
+        **{
+            "in_channels": 4,
+            "out_channels": 4,
+            "num_attention_heads": 2,
+            "attention_head_dim": 12,
+            "num_layers": 2,
+            "text_embed_dim": 8,
+            "adaln_lora_dim": 8,
+            "max_size": (8, 32, 32),
+            "concat_padding_mask": False,
+        }
+        | changes
+    )
+    # Trained positions are not all alike.
+    for name, parameter in network.named_parameters():
+        if "learnable_pos_embed" in name:
+            nn.init.normal_(parameter)
+    return network
+
+
+def cosmos_inputs(sample: Tensor, size: Size, text: int) -> Arguments:
+    return text_inputs(sample, size, text) | {"timestep": timestep(len(sample)).float()}
+
+
+def controlled_inputs(sample: Tensor, size: Size, text: int) -> Arguments:
+    """Every frame has its time, a ControlNet adds to every token, and images beside the text say what to draw."""
+    batch, tokens = len(sample), area(halved(size))
+    given = text_inputs(sample, size, text)
+    return given | {
+        "timestep": by_frame(sample)[:, None, :, None, None],
+        "encoder_hidden_states": (given["encoder_hidden_states"], each_sample(batch, 3, 8, seed=1)),
+        "block_controlnet_hidden_states": [each_sample(batch, tokens, 24, seed=2)],
+    }
+
+
+COSMOS = Architecture(
+    build=cosmos,
+    arguments=cosmos_inputs,
+    sizes=((3, 12, 12), (2, 10, 14)),
+    sample=image_sample(4),
+    grid=halved,
+    blocks=("CosmosTransformerBlock",),
+)
+COSMOS_VIDEO2WORLD = replace(
+    COSMOS,
+    build=partial(
+        cosmos, img_context_dim_in=8, img_context_num_tokens=3, img_context_dim_out=8, controlnet_block_every_n=2
+    ),
+    arguments=controlled_inputs,
+)
+
+
+def framepack_inputs(sample: Tensor, size: Size, text: int) -> Arguments:
+    """Frames of before: one as it is, two at half the size, and four at a quarter."""
+    batch, *plane = len(sample), *size[1:]
+    before = {"clean": 1, "history_2x": 2, "history_4x": 4}
+    given = pooled_inputs(sample, size, text - 2)
+    return (
+        given
+        | {f"latents_{name}": each_sample(batch, 4, frames, *plane, seed=frames) for name, frames in before.items()}
+        | {f"indices_latents_{name}": torch.arange(frames) for name, frames in before.items()}
+        | {
+            "indices_latents": torch.arange(size[0]) + 7,
+            "encoder_attention_mask": mask_last(batch, text - 2),
+            "image_embeds": each_sample(batch, 2, 8, seed=1),
+        }
+    )
+
+
+FRAMEPACK = Architecture(
+    build=partial(
+        HunyuanVideoFramepackTransformer3DModel,
+        in_channels=4,
+        out_channels=4,
+        num_attention_heads=2,
+        attention_head_dim=12,
+        num_layers=2,
+        num_single_layers=2,
+        num_refiner_layers=1,
+        text_embed_dim=8,
+        pooled_projection_dim=8,
+        rope_axes_dim=(4, 4, 4),
+        guidance_embeds=False,
+        has_image_proj=True,
+        image_proj_dim=8,
+        has_clean_x_embedder=True,
+    ),
+    arguments=framepack_inputs,
+    sizes=((3, 12, 12), (2, 10, 14)),
+    sample=image_sample(4),
+    grid=halved,
+    blocks=("HunyuanVideoTransformerBlock", "HunyuanVideoSingleTransformerBlock"),
+    depths=("num_layers", "num_single_layers"),
+    history=36 + 9 + 4,
+)
+
+
+def motif_inputs(sample: Tensor, size: Size, text: int) -> Arguments:
+    """The first part of the text is of an image."""
+    batch, images = len(sample), 2
+    return text_inputs(sample, size, text - images) | {
+        "encoder_attention_mask": mask_last(batch, text - images),
+        "image_embeds": each_sample(batch, images, 8, seed=1),
+    }
+
+
+MOTIF_VIDEO = Architecture(
+    build=partial(
+        MotifVideoTransformer3DModel,
+        in_channels=4,
+        out_channels=4,
+        num_layers=2,
+        num_single_layers=2,
+        num_attention_heads=2,
+        attention_head_dim=12,
+        text_embed_dim=8,
+        image_embed_dim=8,
+        rope_axes_dim=(4, 4, 4),
+        enable_text_cross_attention_dual=True,
+        enable_text_cross_attention_single=True,
+    ),
+    arguments=motif_inputs,
+    sizes=((3, 12, 12), (2, 10, 14)),
+    sample=image_sample(4),
+    grid=halved,
+    blocks=("MotifVideoTransformerBlock", "MotifVideoSingleTransformerBlock"),
+    depths=("num_layers", "num_single_layers"),
 )

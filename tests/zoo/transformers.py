@@ -8,7 +8,17 @@ from itertools import product
 from running import SCOPES
 from zoo.architecture import Architecture
 from zoo.latent_images import COGVIEW4, DIT, HUNYUAN_IMAGE, PIXART, SD3
-from zoo.more_videos import HUNYUAN_VIDEO_15, LTX2, LTX2_I2V
+from zoo.more_videos import (
+    COSMOS,
+    COSMOS_VIDEO2WORLD,
+    FRAMEPACK,
+    HUNYUAN_VIDEO_15,
+    LTX2,
+    LTX2_I2V,
+    MOTIF_VIDEO,
+    SKYREELS,
+    SKYREELS_FORCING,
+)
 from zoo.packed_images import BRIA, FLUX, FLUX2, FLUX2_WITH_REFERENCE, FLUX_KONTEXT, QWEN_IMAGE, QWEN_IMAGE_EDIT
 from zoo.videos import CHRONO_EDIT, COGVIDEOX, HUNYUAN_VIDEO, HUNYUAN_VIDEO_I2V, LTX, WAN, WAN_TI2V
 
@@ -37,6 +47,12 @@ MORE_ARCHITECTURES: dict[str, Architecture] = {
     "HunyuanVideo 1.5": HUNYUAN_VIDEO_15,
     "LTX-2": LTX2,
     "LTX-2 I2V": LTX2_I2V,
+    "SkyReels-V2": SKYREELS,
+    "SkyReels-V2 forcing": SKYREELS_FORCING,
+    "Cosmos": COSMOS,
+    "Cosmos Video2World": COSMOS_VIDEO2WORLD,
+    "FramePack": FRAMEPACK,
+    "Motif-Video": MOTIF_VIDEO,
 }
 ALL_ARCHITECTURES = ARCHITECTURES | MORE_ARCHITECTURES
 SCOPES_THAT_WORK = [

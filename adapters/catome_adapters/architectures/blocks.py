@@ -50,6 +50,13 @@ BLOCKS: dict[str, BlockFacts] = {
     "BriaTransformerBlock": BlockFacts(text_side="front", output=1, text="encoder_hidden_states"),
     "CogVideoXBlock": BlockFacts(text_side="front"),
     "CogView4TransformerBlock": BlockFacts(text_side="front"),
+    "CosmosTransformerBlock": BlockFacts(
+        per_token=(
+            PerToken("image_rotary_emb"),
+            *(PerToken(name, 1, ndim=3) for name in ("embedded_timestep", "temb")),
+            *(PerToken(name, 1) for name in ("extra_pos_emb", "controlnet_residual")),
+        ),
+    ),
     "Cosmos3VLTextMoTDecoderLayer": BlockFacts(
         skipped="attends to text and image in two calls of attention of its own"
     ),
@@ -85,8 +92,13 @@ BLOCKS: dict[str, BlockFacts] = {
         skipped="attends to every sample by itself, each with a text of its own length, so that its calls of attention "
         "cannot be recognized by the number of their keys"
     ),
+    "MotifVideoSingleTransformerBlock": BlockFacts(text_side="back"),
+    "MotifVideoTransformerBlock": BlockFacts(text_side="back"),
     "QwenImageTransformerBlock": BlockFacts(
         text_side="front", per_token=(PerToken("image_rotary_emb", entry=0), *MODULATION)
+    ),
+    "SkyReelsV2TransformerBlock": BlockFacts(
+        shared=False, per_token=(PerToken("rotary_emb"), PerToken("temb", axis=2, ndim=4))
     ),
     "WanTransformerBlock": BlockFacts(
         shared=False, per_token=(PerToken("rotary_emb"), PerToken("temb", axis=1, ndim=4))

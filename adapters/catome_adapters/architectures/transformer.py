@@ -19,6 +19,8 @@ ATTENTIONS = ("attn1", "attn", "attention", "self_attn", "self_attention")
 """What blocks call their self-attention."""
 READERS = ("video_to_audio_attn",)
 """What blocks call the attention through which other tokens look at these."""
+HISTORY = "latents_clean"
+"""What a network calls the frames of before, whose tokens it puts in front of those that it draws."""
 ROTARY = ("image_rotary_emb", "rotary_emb", "freqs_cis")
 
 
@@ -88,8 +90,11 @@ def _site_or_reason(
         return SkippedSite(name, grid_of)
     if attention is None:
         return SkippedSite(name, f"{type(block).__name__} has no self-attention {' or '.join(ATTENTIONS)}")
-    if isinstance(grid_of, PositionGrid) or "img_shapes" in Signature.of(network).names:
+    names = Signature.of(network).names
+    if isinstance(grid_of, PositionGrid) or "img_shapes" in names:
         layout = replace(layout, extra_side=layout.extra_side or "back")
+    if HISTORY in names:
+        layout = replace(layout, extra_side="front")
     # Stable Diffusion 3.5 attends to the image once more, apart from the text.
     others: Any = (block.attn2,) if getattr(block, "use_dual_attention", False) else ()
     return MergeSite(
