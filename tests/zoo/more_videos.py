@@ -212,7 +212,7 @@ COSMOS = Architecture(
 COSMOS_VIDEO2WORLD = replace(
     COSMOS,
     build=partial(
-        cosmos, img_context_dim_in=8, img_context_num_tokens=3, img_context_dim_out=8, controlnet_block_every_n=2
+        cosmos, img_context_dim_in=8, img_context_num_tokens=3, img_context_dim_out=24, controlnet_block_every_n=2
     ),
     arguments=controlled_inputs,
 )
