@@ -102,7 +102,7 @@ def works_with(subject: Architecture, change: Callable[[nn.Module], None]) -> bo
     try:
         change(network)
         subject.call(network)
-    except (AttributeError, IndexError, NotImplementedError):
+    except (AttributeError, IndexError, NotImplementedError, RuntimeError):
         return False
     return True
 

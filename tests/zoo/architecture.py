@@ -30,6 +30,7 @@ class Architecture:
         depths: Arguments of `build`, each a number of blocks of one kind.
         graphs: Of the compiled network: one recomputes, one reuses, and one reads an argument that holds positions.
         references: Tokens behind the grid's, of a reference image.
+        history: Tokens in front of the grid's, of frames of before, at the first size.
         refused: Scopes that do not work.
         text: Tokens of the text.
         registers: Tokens that the network puts in front of the text.
@@ -44,6 +45,7 @@ class Architecture:
     depths: tuple[str, ...] = ("num_layers",)
     graphs: int = 2
     references: int = 0
+    history: int = 0
     refused: tuple[str, ...] = ()
     text: int = 5
     registers: int = 0

@@ -20,6 +20,17 @@ from zoo.flux_kin import (
 )
 from zoo.joint_images import AURA_FLOW, CHROMA, COGVIEW3, GLM_IMAGE, HUNYUAN_DIT, PRX
 from zoo.latent_images import COGVIEW4, DIT, HUNYUAN_IMAGE, PIXART, SD3
+from zoo.more_videos import (
+    COSMOS,
+    COSMOS_VIDEO2WORLD,
+    FRAMEPACK,
+    HUNYUAN_VIDEO_15,
+    LTX2,
+    LTX2_I2V,
+    MOTIF_VIDEO,
+    SKYREELS,
+    SKYREELS_FORCING,
+)
 from zoo.other_videos import ALLEGRO, ANY_FLOW, CONSIS_ID, EASY_ANIMATE, HELIOS, KANDINSKY5, KANDINSKY6
 from zoo.packed_images import BRIA, FLUX, FLUX2, FLUX2_WITH_REFERENCE, FLUX_KONTEXT, QWEN_IMAGE, QWEN_IMAGE_EDIT
 from zoo.qwen_kin import (
@@ -78,6 +89,15 @@ MORE_ARCHITECTURES: dict[str, Architecture] = {
     "Ovis-Image": OVIS_IMAGE,
     "FIBO": FIBO,
     "FIBO Edit": FIBO_EDIT,
+    "HunyuanVideo 1.5": HUNYUAN_VIDEO_15,
+    "LTX-2": LTX2,
+    "LTX-2 I2V": LTX2_I2V,
+    "SkyReels-V2": SKYREELS,
+    "SkyReels-V2 forcing": SKYREELS_FORCING,
+    "Cosmos": COSMOS,
+    "Cosmos Video2World": COSMOS_VIDEO2WORLD,
+    "FramePack": FRAMEPACK,
+    "Motif-Video": MOTIF_VIDEO,
 }
 ALL_ARCHITECTURES = ARCHITECTURES | MORE_ARCHITECTURES
 SCOPES_THAT_WORK = [

@@ -2,198 +2,169 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any
+from catome_adapters.architectures.facts import FRAME_MODULATION, MODULATION, ROTARY, BlockFacts, joint, single
+from catome_adapters.sites.layout import PerToken
 
-from catome_adapters.sites.layout import PerToken, Side
+MASKED_TEXT = PerToken("attention_mask", axis=1, ndim=2)
+"""A mask of text and image in one; self-attention gets a row and a column for each, which it gathers by itself."""
+TOKENS_TWICE = ("hidden_states", "encoder_hidden_states")
+"""Self-attention that takes its tokens for the queries, and again for keys and values."""
 
-MODULATION = (PerToken("temb", axis=1, ndim=3, optional=True), PerToken("modulate_index", axis=1, optional=True))
-"""Modulation may come with one row per token; mostly one row serves all."""
-
-FIRST_FRAME = (
-    "its modulation counts the tokens of the first frame, which merging moves; use scope='attention' or 'keys'"
-)
-HEARD = (
+AUDIO_LOOKS = (
     "its audio attends to the tokens of the video, too, and would not know how many a slot stands for; use "
     "scope='attention' or 'keys'"
-)
-TEXT_ALONE = "takes text alone, which has no grid"
-
-LINEAR = (
-    "has linear attention, which sums over all tokens and calls no attention over keys, and convolves its tokens as an "
-    "image"
 )
 EXPERTS_CHOOSE = (
     "each of its experts chooses a share of the tokens, and would choose among slots as if each were one token; use "
     "scope='attention' or 'keys'"
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class BlockFacts:
-    """What is special about a class of blocks. Every field but `skipped` is a field of `BlockLayout`.
-
-    Where the registry does not have the class, its tokens are the first argument and what it returns, unless `tokens`
-    and `output` say otherwise.
-
-    Attributes:
-        text_side: Where joint attention has its text.
-        skipped: Why the block is left alone.
-    """
-
-    tokens: str | None = None
-    text_side: Side | None = None
-    text: str | None = None
-    cached: str | None = None
-    tokens_first: bool | None = None
-    output: int | None = None
-    extra_side: Side | None = None
-    per_token: tuple[PerToken, ...] | None = None
-    shared: bool | None = None
-    alone: bool | None = None
-    refused: Mapping[str, str] | None = None
-    skipped: str | None = None
-
-    @property
-    def layout(self) -> dict[str, Any]:
-        """The fields that are set, as fields of `BlockLayout`."""
-        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "skipped"}
-        return {name: value for name, value in values.items() if value is not None}
-
-
-MASKED_TEXT = PerToken("attention_mask", axis=1, ndim=2)
-"""A mask of text and image in one; self-attention gets a row and a column for each, which it gathers by itself."""
-
+FIRST_FRAME = (
+    "its modulation counts the tokens of the first frame, which merging moves; use scope='attention' or 'keys'"
+)
+LINEAR = (
+    "has linear attention, which sums over all tokens and calls no attention over keys, and convolves its tokens as an "
+    "image"
+)
+TEXT_ALONE = "takes text alone, which has no grid"
 
 BLOCKS: dict[str, BlockFacts] = {
-    "AuraFlowJointTransformerBlock": BlockFacts(text_side="front", output=1, text="encoder_hidden_states"),
-    "AuraFlowSingleTransformerBlock": BlockFacts(extra_side="front"),  # one sequence: registers, text, image
-    # The second half of its nested tuple has the position of every token.
     "AllegroTransformerBlock": BlockFacts(
-        shared=False, per_token=(PerToken("image_rotary_emb", axis=1, entry=1), PerToken("attention_mask", axis=2))
+        shared=False,
+        # The second entry of the tuple has the position of every token.
+        per_token=(PerToken("image_rotary_emb", axis=1, entry=1), PerToken("attention_mask", axis=2)),
     ),
-    "AnyFlowTransformerBlock": BlockFacts(
-        shared=False, per_token=(PerToken("rotary_emb", axis=2), PerToken("temb", axis=1, ndim=4))
-    ),
-    "BriaFiboSingleTransformerBlock": BlockFacts(extra_side="front"),  # one sequence: text, image, reference images
-    "BriaFiboTransformerBlock": BlockFacts(text_side="front", output=1, text="encoder_hidden_states"),
-    "BriaTransformerBlock": BlockFacts(text_side="front", output=1, text="encoder_hidden_states"),
-    "ChromaSingleTransformerBlock": BlockFacts(
-        extra_side="front", per_token=(PerToken("image_rotary_emb"), MASKED_TEXT)
-    ),
-    "ChromaTransformerBlock": BlockFacts(
-        text_side="front",
-        output=1,
-        text="encoder_hidden_states",
-        per_token=(PerToken("image_rotary_emb"), MASKED_TEXT),
-    ),
+    "AnyFlowTransformerBlock": BlockFacts(shared=False, per_token=(PerToken("rotary_emb", axis=2), FRAME_MODULATION)),
+    "AuraFlowJointTransformerBlock": joint("front", output=1),
+    "AuraFlowSingleTransformerBlock": single("front"),
+    "BriaFiboSingleTransformerBlock": single("front"),
+    "BriaFiboTransformerBlock": joint("front", output=1),
+    "BriaTransformerBlock": joint("front", output=1),
+    "ChromaSingleTransformerBlock": single("front", per_token=(*ROTARY, MASKED_TEXT)),
+    "ChromaTransformerBlock": joint("front", output=1, per_token=(*ROTARY, MASKED_TEXT)),
     "CogVideoXBlock": BlockFacts(text_side="front"),
-    "CogView3PlusTransformerBlock": BlockFacts(text_side="front", text="encoder_hidden_states"),
+    "CogView3PlusTransformerBlock": joint("front"),
     "CogView4TransformerBlock": BlockFacts(text_side="front"),
-    "ConsisIDBlock": BlockFacts(text_side="front", text="encoder_hidden_states"),
+    "ConsisIDBlock": joint("front"),
     "Cosmos3VLTextMoTDecoderLayer": BlockFacts(
         skipped="attends to text and image in two calls of attention of its own"
     ),
-    "ErnieImageSharedAdaLNBlock": BlockFacts(  # one sequence: image, text
-        text_side="back",
-        extra_side="back",
+    "CosmosTransformerBlock": BlockFacts(
+        per_token=(
+            *ROTARY,
+            *(PerToken(name, axis=1, ndim=3) for name in ("embedded_timestep", "temb")),
+            *(PerToken(name, axis=1) for name in ("extra_pos_emb", "controlnet_residual")),
+        )
+    ),
+    "EasyAnimateTransformerBlock": joint("front"),
+    "ErnieImageSharedAdaLNBlock": single(
+        "back",
         tokens_first=True,
         shared=False,
         per_token=(
-            PerToken("rotary_pos_emb", axis=1),
-            PerToken("image_rotary_emb", axis=1),
+            *(PerToken(name, axis=1) for name in ("rotary_pos_emb", "image_rotary_emb")),
             PerToken("temb", axis=0, ndim=3),
         ),
     ),
-    "EasyAnimateTransformerBlock": BlockFacts(text_side="front", text="encoder_hidden_states"),
-    "Flux2SingleTransformerBlock": BlockFacts(extra_side="front"),  # one sequence: text, image, reference images
+    "Flux2SingleTransformerBlock": single("front"),
     "Flux2TransformerBlock": BlockFacts(
-        text_side="front",
-        per_token=(PerToken("image_rotary_emb"), PerToken("temb_mod_img", 1, optional=True)),
+        text_side="front", per_token=(*ROTARY, PerToken("temb_mod_img", axis=1, optional=True))
     ),
     "Flux3ModeTransformerBlock": BlockFacts(
         skipped="is one class for text, image and reference images, each of which it attends to alone"
     ),
-    "Flux3SingleTransformerBlock": BlockFacts(
-        text_side="front",
-        output=1,
-        text="encoder_hidden_states",
-        per_token=(PerToken("image_rotary_emb"), PerToken("temb_mod", 1)),
-    ),
+    "Flux3SingleTransformerBlock": joint("front", output=1, per_token=(*ROTARY, PerToken("temb_mod", axis=1))),
     "FluxSingleTransformerBlock": BlockFacts(text_side="front"),
     "FluxTransformerBlock": BlockFacts(text_side="front"),
-    "GlmImageTransformerBlock": BlockFacts(text_side="front", text="encoder_hidden_states"),
-    "HunyuanDiTBlock": BlockFacts(per_token=(PerToken("image_rotary_emb"), PerToken("skip")), alone=True),
-    "HeliosTransformerBlock": BlockFacts(
-        extra_side="front",  # earlier frames, each part at a coarser scale
+    "GlmImageTransformerBlock": joint("front"),
+    "HeliosTransformerBlock": single(
+        "front",
         shared=False,
-        per_token=(PerToken("rotary_emb"), PerToken("temb", axis=1, ndim=4), PerToken("original_context_length")),
+        per_token=(PerToken("rotary_emb"), FRAME_MODULATION, PerToken("original_context_length")),
     ),
+    # The network cuts off the last part of the sequence after each.
+    "HiDreamImageSingleTransformerBlock": single(
+        "back", shared=False, per_token=(*ROTARY, PerToken("hidden_states_masks", axis=1)), alone=True
+    ),
+    "HiDreamImageTransformerBlock": joint(
+        "back", output=0, extra_side="back", shared=False, per_token=(*ROTARY, PerToken("hidden_states_masks", axis=1))
+    ),
+    # The network keeps what its first half returns, for the second half.
+    "HunyuanDiTBlock": BlockFacts(per_token=(*ROTARY, PerToken("skip")), alone=True),
     "HunyuanImageSingleTransformerBlock": BlockFacts(text_side="back"),
     "HunyuanImageTransformerBlock": BlockFacts(text_side="back"),
+    "HunyuanVideo15TransformerBlock": joint("back"),
     "HunyuanVideoSingleTransformerBlock": BlockFacts(text_side="back"),
     "HunyuanVideoTokenReplaceSingleTransformerBlock": BlockFacts(text_side="back", refused={"block": FIRST_FRAME}),
     "HunyuanVideoTokenReplaceTransformerBlock": BlockFacts(text_side="back", refused={"block": FIRST_FRAME}),
     "HunyuanVideoTransformerBlock": BlockFacts(text_side="back"),
-    "Ideogram4TransformerBlock": BlockFacts(  # one sequence: padding, text, image
-        extra_side="front",
-        shared=False,  # its rotary rows have a batch
-        per_token=(PerToken("image_rotary_emb"), PerToken("adaln_input", 1, optional=True)),
+    "Ideogram4TransformerBlock": single(
+        "front", shared=False, per_token=(*ROTARY, PerToken("adaln_input", axis=1, optional=True))
     ),
     "JointTransformerBlock": BlockFacts(text_side="back"),
-    "JoyImageTransformerBlock": BlockFacts(
-        text_side="back",
-        text="encoder_hidden_states",
-        output=0,
-        extra_side="back",
-        per_token=(PerToken("image_rotary_emb", entry=0),),
+    "JoyImageTransformerBlock": joint(
+        "back", output=0, extra_side="back", per_token=(PerToken("image_rotary_emb", entry=0),)
     ),
     "Kandinsky5TransformerDecoderBlock": BlockFacts(shared=False, per_token=(PerToken("rope"), PerToken("rotary_emb"))),
     "Kandinsky5TransformerEncoderBlock": BlockFacts(skipped=TEXT_ALONE),
     "Kandinsky6FusedTransformerDecoderBlock": BlockFacts(
-        shared=True, per_token=(PerToken("rotary_emb", axis=0),), refused={"block": HEARD}
+        shared=True, per_token=(PerToken("rotary_emb", axis=0),), refused={"block": AUDIO_LOOKS}
     ),
     "Kandinsky6SRTransformerBlock": BlockFacts(
         skipped="attends between blocks of 64 tokens, through a sparse mask that its own kernel reads"
     ),
     "Kandinsky6TransformerEncoderBlock": BlockFacts(skipped=TEXT_ALONE),
-    "Krea2TransformerBlock": BlockFacts(extra_side="front"),  # one sequence: text, image
-    "LTXVideoTransformerBlock": BlockFacts(shared=False),  # its rotary rows have a batch
-    "LongCatImageSingleTransformerBlock": BlockFacts(text_side="front", output=1, text="encoder_hidden_states"),
-    "LongCatImageTransformerBlock": BlockFacts(text_side="front", output=1, text="encoder_hidden_states"),
+    "Krea2TransformerBlock": single("front"),
+    "LTX2VideoTransformerBlock": single(
+        "back",
+        output=0,
+        shared=False,
+        # A mask of self-attention has rows and columns.
+        per_token=(
+            PerToken("query_rotary_emb", axis=-2),
+            *(PerToken("attention_mask", axis=axis) for axis in (1, 2)),
+        ),
+        bypass="all_perturbed",
+        refused={"block": AUDIO_LOOKS},
+    ),
+    "LTXVideoTransformerBlock": BlockFacts(shared=False),
+    "LongCatImageSingleTransformerBlock": joint("front", output=1),
+    "LongCatImageTransformerBlock": joint("front", output=1),
+    "Lumina2TransformerBlock": single("front", attention_arguments=TOKENS_TWICE, shared=False, per_token=ROTARY),
+    "LuminaNextDiTBlock": BlockFacts(skipped="scales its scores by the number of its tokens, which merging changes"),
     "MochiTransformerBlock": BlockFacts(
         skipped="attends to every sample by itself, each with a text of its own length, so that its calls of attention "
         "cannot be recognized by the number of their keys"
     ),
-    "NucleusMoEImageTransformerBlock": BlockFacts(
-        text_side="back",
-        text="encoder_hidden_states",
-        per_token=(PerToken("image_rotary_emb", entry=0), PerToken("attention_mask", axis=1, ndim=2)),
-        refused={"block": EXPERTS_CHOOSE},
+    "MotifVideoSingleTransformerBlock": BlockFacts(text_side="back"),
+    "MotifVideoTransformerBlock": BlockFacts(text_side="back"),
+    "NucleusMoEImageTransformerBlock": joint(
+        "back", per_token=(PerToken("image_rotary_emb", entry=0), MASKED_TEXT), refused={"block": EXPERTS_CHOOSE}
     ),
-    "QwenImage21TransformerBlock": BlockFacts(  # one sequence: text, reference images, image
-        extra_side="front",
+    "OmniGenBlock": single("front", attention_arguments=TOKENS_TWICE),
+    "OvisImageSingleTransformerBlock": joint("front", output=1),
+    "OvisImageTransformerBlock": joint("front", output=1),
+    "PRXBlock": joint("front", shared=False, per_token=(PerToken("image_rotary_emb", axis=2),)),
+    "PixArtAlphaTextProjection": BlockFacts(skipped="projects what conditions the blocks, and no tokens of an image"),
+    "QwenImage21TransformerBlock": single(
+        "front",
         cached="layer_cache",
         per_token=(PerToken("rotary_emb"), PerToken("target_token_mask"), PerToken("key_valid", axis=1)),
     ),
-    # Its rotary rows are (batch, 1, tokens, ...); text is among the keys alone.
-    "PRXBlock": BlockFacts(
-        text_side="front",
-        text="encoder_hidden_states",
-        shared=False,
-        per_token=(PerToken("image_rotary_emb", axis=2),),
-    ),
-    "PixArtAlphaTextProjection": BlockFacts(skipped="projects what conditions the blocks, and no tokens of an image"),
-    "OvisImageSingleTransformerBlock": BlockFacts(text_side="front", output=1, text="encoder_hidden_states"),
-    "OvisImageTransformerBlock": BlockFacts(text_side="front", output=1, text="encoder_hidden_states"),
     "QwenImageTransformerBlock": BlockFacts(
         text_side="front", per_token=(PerToken("image_rotary_emb", entry=0), *MODULATION)
     ),
     "SanaTransformerBlock": BlockFacts(skipped=LINEAR),
     "SanaVideoTransformerBlock": BlockFacts(skipped=LINEAR),
-    "WanTransformerBlock": BlockFacts(
-        shared=False, per_token=(PerToken("rotary_emb"), PerToken("temb", axis=1, ndim=4))
+    "SkyReelsV2TransformerBlock": BlockFacts(
+        shared=False, per_token=(PerToken("rotary_emb"), PerToken("temb", axis=2, ndim=4))
+    ),
+    "WanTransformerBlock": BlockFacts(shared=False, per_token=(PerToken("rotary_emb"), FRAME_MODULATION)),
+    # The registry gives its tokens a name that they do not have.
+    "ZImageTransformerBlock": single(
+        "back",
+        tokens="x",
+        shared=False,
+        per_token=(PerToken("freqs_cis"), PerToken("attn_mask", axis=1), PerToken("attention_mask", axis=1)),
     ),
 }
-"""By the name of the class. A new architecture of diffusers takes one row, or none."""
+"""By the name of the class. `shared=False`: its rotary rows have a batch. A new class takes one row, or none."""

@@ -8,8 +8,9 @@ from typing import Any
 
 from torch import nn
 
-from catome_adapters.architectures.blocks import BLOCKS, MODULATION
+from catome_adapters.architectures.blocks import BLOCKS
 from catome_adapters.architectures.configured import default_shape
+from catome_adapters.architectures.facts import MODULATION
 from catome_adapters.architectures.grids import measure_for
 from catome_adapters.sites.call import Signature
 from catome_adapters.sites.grid import Measure, PositionGrid, Shape
@@ -18,6 +19,8 @@ from catome_adapters.sites.site import MergeSite, Reason, SkippedSite
 
 ATTENTIONS = ("attn1", "attn", "attention", "self_attn", "self_attention", "video_dec_block.self_attention")
 """What blocks call their self-attention."""
+HISTORY = "latents_clean"
+"""What a network calls the frames of before, whose tokens it puts in front of those that it draws."""
 ROTARY = ("image_rotary_emb", "rotary_emb", "freqs_cis")
 
 
@@ -88,8 +91,11 @@ def _site_or_reason(
         return SkippedSite(name, grid_of)
     if attention is None:
         return SkippedSite(name, f"{type(block).__name__} has no self-attention {' or '.join(ATTENTIONS)}")
-    if isinstance(grid_of, PositionGrid) or "img_shapes" in Signature.of(network).names:
+    names = Signature.of(network).names
+    if isinstance(grid_of, PositionGrid) or "img_shapes" in names:
         layout = replace(layout, extra_side=layout.extra_side or "back")
+    if HISTORY in names:
+        layout = replace(layout, extra_side="front")
     # Stable Diffusion 3.5 attends to the image once more, apart from the text.
     others: Any = (block.attn2,) if getattr(block, "use_dual_attention", False) else ()
     return MergeSite(

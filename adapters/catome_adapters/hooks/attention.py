@@ -100,11 +100,11 @@ class SelfAttention:
         """Call the module as the scope requires."""
         state = self.state
         state.attended = True
-        # What diffusers skips returns its tokens or values: all of them, which fewer keys would not fit.
-        if not state.active or ("_diffusers_hook" in vars(self.module) and skips_attention(self.module)):
+        # What is skipped returns its tokens or values: all of them, which fewer keys would not fit.
+        if not state.active or self._is_skipped((args, kwargs)):
             returned = forward(*args, **kwargs)
             if self.on_output is not None and state.match_output:
-                self.on_output(self._block_tokens(returned))
+                self.on_output(state.own_tokens(returned, self.site.layout.text_side))
             return returned
         call, contexts = self.scope.before_attention(state, self, (args, kwargs))
         try:
@@ -166,12 +166,12 @@ class SelfAttention:
         if type(self.module) is _enclosed(self.kind):
             self.module.__class__ = self.kind
 
-    def _block_tokens(self, returned: Any) -> Tensor:
-        """The block's own tokens (batch, tokens, channels) in what attention returned without a merge."""
-        tokens: Tensor = returned if isinstance(returned, Tensor) else returned[0]
-        text = tokens.shape[1] - self.state.length
-        first = text if self.site.layout.text_side == "front" else 0
-        return tokens[:, first : first + self.state.length]
+    def _is_skipped(self, call: Arguments) -> bool:
+        """Whether an argument says that it shall not attend in this call, or diffusers skips it."""
+        bypass = self.site.layout.bypass
+        if bypass is not None and self.signature.read(call, bypass):
+            return True
+        return "_diffusers_hook" in vars(self.module) and skips_attention(self.module)
 
     def _expect_called(self, context: InterceptAttention) -> None:
         missed = context.required and not context.was_called

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from catome_adapters.hooks.repeats import SegmentPass
+from catome_adapters.sites.layout import Side
 from catome_adapters.sites.plans import BlockPlans
 from catome_core import MergePlan, RecordKeys, TokenGrid
 
@@ -43,3 +46,9 @@ class ForwardState:
         self.grid: TokenGrid | None = None
         self.active = self.match_output = self.attended = False
         self.front = self.length = 0
+
+    def own_tokens(self, returned: Any, text_side: Side) -> Tensor:
+        """The block's own tokens (batch, tokens, channels) in what attention returned without a merge."""
+        tokens: Tensor = returned if isinstance(returned, Tensor) else returned[0]
+        first = tokens.shape[1] - self.length if text_side == "front" else 0
+        return tokens[:, first : first + self.length]

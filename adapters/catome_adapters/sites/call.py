@@ -106,7 +106,7 @@ class BlockCall:
         if size.extra is None and self.layout.extra_side == "back":
             behind = extra
         front = extra - behind if self.layout.extra_side == "front" else 0
-        if front < 0 or front + behind != extra or (extra and self.layout.extra_side is None):
+        if min(front, behind) < 0 or front + behind != extra or (extra and self.layout.extra_side is None):
             raise ValueError(
                 f"{self.site.name} got {tokens} tokens; the model's input gives a grid of "
                 f"{' x '.join(map(str, grid.shape))} with {grid.prefix} in front, which are {grid.tokens}: pass "

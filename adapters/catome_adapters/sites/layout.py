@@ -52,6 +52,7 @@ class BlockLayout:
             are none, and a number of tokens other than the grid's is an error.
         per_token: The arguments with one row per token.
         shared: One plan serves the whole batch, since the rows of `per_token` have no batch dimension.
+        bypass: The argument of self-attention that, where it is true, makes it return its values without attending.
         takes_keys: Self-attention takes its keys as `encoder_hidden_states` and an additive bias of the scores as
             `attention_mask`. False, or with a processor that is not one of diffusers' plain ones: its calls of
             `scaled_dot_product_attention` are intercepted.
@@ -72,6 +73,7 @@ class BlockLayout:
     extra_side: Side | None = None
     per_token: tuple[PerToken, ...] = ()
     shared: bool = False
+    bypass: str | None = None
     takes_keys: bool = False
     feed_forward: tuple[str, ...] = ()
     alone: bool = False

@@ -61,7 +61,8 @@ def evened(value: Any, lines: dict[int, Tensor]) -> Any:
 def even_call(subject: Architecture, site: MergeSite, call: Arguments, grid: TokenGrid) -> Arguments:
     """The call with tokens that are equal within a cell, and so is whatever has a row for every token."""
     index, text = cells(grid), torch.arange(subject.text + subject.registers)
-    image = torch.cat([index, torch.arange(subject.references) + grid.tokens])
+    image = torch.cat([torch.arange(-subject.history, 0), index, torch.arange(subject.references) + grid.tokens])
+    image += subject.history
     joint = (text, image + len(text)) if site.layout.text_side == "front" else (image, text + len(image))
     lines = {len(rows): rows for rows in (index, image, torch.cat(joint))}
     args, kwargs = call
