@@ -11,6 +11,9 @@ from catome_adapters.sites.layout import PerToken, Side
 MODULATION = (PerToken("temb", axis=1, ndim=3, optional=True), PerToken("modulate_index", axis=1, optional=True))
 """Modulation may come with one row per token; mostly one row serves all."""
 
+BOTH_ARGUMENTS = ("hidden_states", "encoder_hidden_states")
+"""Self-attention that takes its tokens twice: for the queries, and for keys and values."""
+
 FIRST_FRAME = (
     "its modulation counts the tokens of the first frame, which merging moves; use scope='attention' or 'keys'"
 )
@@ -29,6 +32,7 @@ class BlockFacts:
     """
 
     tokens: str | None = None
+    attention_arguments: tuple[str, ...] | None = None
     text_side: Side | None = None
     text: str | None = None
     output: int | None = None
@@ -67,15 +71,28 @@ BLOCKS: dict[str, BlockFacts] = {
     "HunyuanVideoTransformerBlock": BlockFacts(text_side="back"),
     "JointTransformerBlock": BlockFacts(text_side="back"),
     "LTXVideoTransformerBlock": BlockFacts(shared=False),  # its rotary rows have a batch
+    # One sequence: text, image. Its rotary rows have a batch.
+    "Lumina2TransformerBlock": BlockFacts(
+        attention_arguments=BOTH_ARGUMENTS, extra_side="front", shared=False, per_token=(PerToken("image_rotary_emb"),)
+    ),
     "MochiTransformerBlock": BlockFacts(
         skipped="attends to every sample by itself, each with a text of its own length, so that its calls of attention "
         "cannot be recognized by the number of their keys"
     ),
+    # One sequence: text and input images, the timestep, the image.
+    "OmniGenBlock": BlockFacts(attention_arguments=BOTH_ARGUMENTS, extra_side="front"),
     "QwenImageTransformerBlock": BlockFacts(
         text_side="front", per_token=(PerToken("image_rotary_emb", entry=0), *MODULATION)
     ),
     "WanTransformerBlock": BlockFacts(
         shared=False, per_token=(PerToken("rotary_emb"), PerToken("temb", axis=1, ndim=4))
+    ),
+    # One sequence: image, text, padding. Its rotary rows have a batch, and the registry's name of its tokens is not x.
+    "ZImageTransformerBlock": BlockFacts(
+        tokens="x",
+        extra_side="back",
+        shared=False,
+        per_token=(PerToken("freqs_cis"), PerToken("attn_mask", axis=1), PerToken("attention_mask", axis=1)),
     ),
 }
 """By the name of the class. A new architecture of diffusers takes one row, or none."""
