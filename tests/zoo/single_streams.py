@@ -3,7 +3,12 @@
 from functools import partial
 
 import torch
-from diffusers import Lumina2Transformer2DModel, OmniGenTransformer2DModel, ZImageTransformer2DModel
+from diffusers import (
+    HiDreamImageTransformer2DModel,
+    Lumina2Transformer2DModel,
+    OmniGenTransformer2DModel,
+    ZImageTransformer2DModel,
+)
 from torch import Tensor
 
 from zoo.architecture import PIXELS, Architecture, Arguments, Size, area, halved, image_sample, text_inputs, timestep
@@ -51,6 +56,37 @@ def omnigen_inputs(sample: Tensor, size: Size, text: int) -> Arguments:
         "attention_mask": mask,
         "position_ids": torch.arange(tokens).repeat(batch, 1),
     }
+
+
+def hidream_inputs(sample: Tensor, size: Size, text: int) -> Arguments:
+    """Every block sees two texts, and a third of its own, which is as long as the second."""
+    batch, own = len(sample), (text - 1) // 2
+    return {
+        "hidden_states": sample,
+        "timesteps": timestep(batch),
+        "encoder_hidden_states_t5": each_sample(batch, 1, 8),
+        "encoder_hidden_states_llama3": each_sample(batch, 4, own, 8).movedim(1, 0),
+        "pooled_embeds": each_sample(batch, 8),
+    }
+
+
+def hidream(num_layers: int = 2, num_single_layers: int = 2) -> HiDreamImageTransformer2DModel:
+    """One text for every block."""
+    return HiDreamImageTransformer2DModel(
+        patch_size=2,
+        in_channels=4,
+        num_layers=num_layers,
+        num_single_layers=num_single_layers,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        caption_channels=[8, 8],
+        text_emb_dim=8,
+        num_routed_experts=3,
+        num_activated_experts=2,
+        axes_dims_rope=(2, 2, 4),
+        max_resolution=(16, 16),
+        llama_layers=list(range(num_layers + num_single_layers)),
+    )
 
 
 Z_IMAGE = Architecture(
@@ -110,4 +146,12 @@ OMNIGEN = Architecture(
     arguments=omnigen_inputs,
     **LATENTS,
     blocks=("OmniGenBlock",),
+)
+HIDREAM = Architecture(
+    build=hidream,
+    arguments=hidream_inputs,
+    **LATENTS | {"sizes": ((12, 16), (10, 14))},
+    blocks=("HiDreamBlock",),
+    depths=("num_layers", "num_single_layers"),
+    references=16,  # padding, since the image is no square
 )

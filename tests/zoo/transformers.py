@@ -9,7 +9,7 @@ from running import SCOPES
 from zoo.architecture import Architecture
 from zoo.latent_images import COGVIEW4, DIT, HUNYUAN_IMAGE, PIXART, SD3
 from zoo.packed_images import BRIA, FLUX, FLUX2, FLUX2_WITH_REFERENCE, FLUX_KONTEXT, QWEN_IMAGE, QWEN_IMAGE_EDIT
-from zoo.single_streams import LUMINA2, OMNIGEN, Z_IMAGE
+from zoo.single_streams import HIDREAM, LUMINA2, OMNIGEN, Z_IMAGE
 from zoo.videos import CHRONO_EDIT, COGVIDEOX, HUNYUAN_VIDEO, HUNYUAN_VIDEO_I2V, LTX, WAN, WAN_TI2V
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -36,6 +36,7 @@ MORE_ARCHITECTURES: dict[str, Architecture] = {
     "Bria": BRIA,
     "Z-Image": Z_IMAGE,
     "Lumina 2": LUMINA2,
+    "HiDream": HIDREAM,
     "OmniGen": OMNIGEN,
 }
 ALL_ARCHITECTURES = ARCHITECTURES | MORE_ARCHITECTURES

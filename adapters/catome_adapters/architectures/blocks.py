@@ -14,6 +14,8 @@ MODULATION = (PerToken("temb", axis=1, ndim=3, optional=True), PerToken("modulat
 BOTH_ARGUMENTS = ("hidden_states", "encoder_hidden_states")
 """Self-attention that takes its tokens twice: for the queries, and for keys and values."""
 
+HIDREAM_MASK = PerToken("hidden_states_masks", axis=1)
+
 FIRST_FRAME = (
     "its modulation counts the tokens of the first frame, which merging moves; use scope='attention' or 'keys'"
 )
@@ -39,6 +41,7 @@ class BlockFacts:
     extra_side: Side | None = None
     per_token: tuple[PerToken, ...] | None = None
     shared: bool | None = None
+    alone: bool | None = None
     refused: Mapping[str, str] | None = None
     skipped: str | None = None
 
@@ -63,6 +66,18 @@ BLOCKS: dict[str, BlockFacts] = {
     ),
     "FluxSingleTransformerBlock": BlockFacts(text_side="front"),
     "FluxTransformerBlock": BlockFacts(text_side="front"),
+    # One sequence: image, padding, text. Its rotary rows have a batch. The network cuts off its last part after each.
+    "HiDreamImageSingleTransformerBlock": BlockFacts(
+        extra_side="back", shared=False, per_token=(PerToken("image_rotary_emb"), HIDREAM_MASK), alone=True
+    ),
+    "HiDreamImageTransformerBlock": BlockFacts(
+        output=0,
+        text="encoder_hidden_states",
+        text_side="back",
+        extra_side="back",  # padding, of an image that is no square
+        shared=False,
+        per_token=(PerToken("image_rotary_emb"), HIDREAM_MASK),
+    ),
     "HunyuanImageSingleTransformerBlock": BlockFacts(text_side="back"),
     "HunyuanImageTransformerBlock": BlockFacts(text_side="back"),
     "HunyuanVideoSingleTransformerBlock": BlockFacts(text_side="back"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -66,7 +67,11 @@ def behind_text(patch: Shape) -> Measure:
 
 MEASURES: dict[str, Measure | Reason] = {"ZImageTransformer2DModel": listed_images}
 """By the class of a network: what neither its arguments nor its configuration say in the usual way."""
-MEASURES_BY_PATCH: dict[str, Callable[[Shape], Measure]] = {"Lumina2Transformer2DModel": behind_text}
+MEASURES_BY_PATCH: dict[str, Callable[[Shape], Measure]] = {
+    # It takes img_ids, too, of images that are in patches already, which is an error.
+    "HiDreamImageTransformer2DModel": partial(patches, "hidden_states"),
+    "Lumina2Transformer2DModel": behind_text,
+}
 """The same, for the size of a patch that the configuration names."""
 
 

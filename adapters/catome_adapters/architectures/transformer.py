@@ -78,8 +78,10 @@ def _registered(kind: type[nn.Module]) -> Any:
 def _site_or_reason(
     name: str, block: nn.Module, network: nn.Module, grid_of: Measure | Reason, shape: Shape | None
 ) -> MergeSite | SkippedSite:
-    layout = layout_of(block)
-    attention = next((getattr(block, one) for one in ATTENTIONS if hasattr(block, one)), None)
+    # HiDream's blocks pass everything on to one inside.
+    inside = block.block if type(block).__name__ == "HiDreamBlock" else block
+    layout = layout_of(inside)
+    attention = next((getattr(inside, one) for one in ATTENTIONS if hasattr(inside, one)), None)
     if isinstance(layout, Reason):
         return SkippedSite(name, layout)
     if isinstance(grid_of, Reason):

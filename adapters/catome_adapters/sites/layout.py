@@ -51,6 +51,7 @@ class BlockLayout:
             `scaled_dot_product_attention` are intercepted.
         feed_forward: Submodule names of the norm and the feed-forward, the feed-forward last; progressive merging
             happens before whichever runs first.
+        alone: The network changes the sequence between such blocks, so that they are never part of a segment.
         refused: Scopes that do not work here, and why.
     """
 
@@ -64,4 +65,5 @@ class BlockLayout:
     shared: bool = False
     takes_keys: bool = False
     feed_forward: tuple[str, ...] = ()
+    alone: bool = False
     refused: Mapping[str, str] = field(default_factory=dict[str, str])
