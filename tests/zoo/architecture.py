@@ -30,7 +30,7 @@ class Architecture:
         refiners: Lists of such blocks that text or image pass by itself, and that are left alone.
         depths: Arguments of `build`, each a number of blocks of one kind.
         graphs: Of the compiled network: one recomputes, one reuses, and one reads an argument that holds positions.
-        references: Tokens behind the grid's, of a reference image.
+        references: Tokens behind the grid's, of a reference image or, in one sequence with them, text and padding.
         refused: Scopes that do not work.
         text: Tokens of the text.
     """

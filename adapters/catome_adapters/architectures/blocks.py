@@ -90,6 +90,7 @@ BLOCKS: dict[str, BlockFacts] = {
     "Lumina2TransformerBlock": BlockFacts(
         attention_arguments=BOTH_ARGUMENTS, extra_side="front", shared=False, per_token=(PerToken("image_rotary_emb"),)
     ),
+    "LuminaNextDiTBlock": BlockFacts(skipped="scales its scores by the number of its tokens, which merging changes"),
     "MochiTransformerBlock": BlockFacts(
         skipped="attends to every sample by itself, each with a text of its own length, so that its calls of attention "
         "cannot be recognized by the number of their keys"
