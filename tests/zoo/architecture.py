@@ -27,9 +27,10 @@ class Architecture:
         sample: The shape of the sample for a batch and a size.
         grid: The tokens' grid for a size.
         blocks: Names of the classes of its blocks.
+        refiners: Lists of such blocks that text or image pass by itself, and that are left alone.
         depths: Arguments of `build`, each a number of blocks of one kind.
         graphs: Of the compiled network: one recomputes, one reuses, and one reads an argument that holds positions.
-        references: Tokens behind the grid's, of a reference image.
+        references: Tokens behind the grid's, of a reference image or, in one sequence with them, text and padding.
         history: Tokens in front of the grid's, of frames of before, at the first size.
         refused: Scopes that do not work.
         text: Tokens of the text.
@@ -42,6 +43,7 @@ class Architecture:
     sample: Callable[[int, Size], Size]
     grid: Callable[[Size], Size]
     blocks: tuple[str, ...]
+    refiners: tuple[str, ...] = ()
     depths: tuple[str, ...] = ("num_layers",)
     graphs: int = 2
     references: int = 0

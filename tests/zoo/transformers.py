@@ -39,6 +39,7 @@ from zoo.qwen_kin import (
     NUCLEUS_IMAGE,
     QWEN_IMAGE_21,
 )
+from zoo.single_streams import HIDREAM, LUMINA2, OMNIGEN, Z_IMAGE
 from zoo.videos import CHRONO_EDIT, COGVIDEOX, HUNYUAN_VIDEO, HUNYUAN_VIDEO_I2V, LTX, WAN, WAN_TI2V
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -98,6 +99,10 @@ MORE_ARCHITECTURES: dict[str, Architecture] = {
     "Cosmos Video2World": COSMOS_VIDEO2WORLD,
     "FramePack": FRAMEPACK,
     "Motif-Video": MOTIF_VIDEO,
+    "Z-Image": Z_IMAGE,
+    "Lumina 2": LUMINA2,
+    "HiDream": HIDREAM,
+    "OmniGen": OMNIGEN,
 }
 ALL_ARCHITECTURES = ARCHITECTURES | MORE_ARCHITECTURES
 SCOPES_THAT_WORK = [

@@ -54,6 +54,48 @@ class HalvedPositions(PositionGrid):
         return others if references is None else others + len(references)
 
 
+def listed_images(arguments: Mapping[str, Any]) -> Shape:
+    """Z-Image: `x` lists an image or video (channels, frames, height, width) for every sample, all of one size.
+
+    Examples:
+        >>> listed_images({"x": [torch.zeros(4, 1, 6, 8), torch.zeros(4, 1, 6, 8)]})
+        (3, 4)
+    """
+    images = arguments["x"]
+    if isinstance(images[0], list):
+        raise ValueError(
+            "the model was called with a list of images for every sample (omni mode), which lie behind one another, "
+            "each with padding of its own: detach the session for this call"
+        )
+    sizes = [tuple(image.shape[1:]) for image in images]
+    if any(size != sizes[0] for size in sizes):
+        raise ValueError(f"x has images of {sizes}; expected one size, since a batch shares its grid: call it for each")
+    patch, frames_patch = arguments.get("patch_size", 2), arguments.get("f_patch_size", 1)
+    frames, height, width = sizes[0]
+    plane = height // patch, width // patch
+    return plane if frames == frames_patch else (frames // frames_patch, *plane)
+
+
+def behind_text(network: nn.Module) -> Measure:
+    """Lumina 2: the image follows the text without its padding, so that all texts of a call need one length."""
+    of_image = patches("hidden_states", patch_size(network))
+
+    def measure(arguments: Mapping[str, Any]) -> Shape | GridSize:
+        lengths: Tensor = arguments["encoder_attention_mask"].sum(1)
+        same = (lengths == lengths[0]).all()
+        if torch.compiler.is_compiling():
+            torch.ops.aten._assert_async.msg(same, "the texts of a call have several lengths, and images start there")
+        # The network reads them, too, so that the host waits for the device in any case.
+        elif not same:
+            raise ValueError(
+                f"encoder_attention_mask has texts of {lengths.tolist()} tokens, and every image starts behind its "
+                "text, so that a batch has no grid in common: call the model for each of them (one prompt at a time)"
+            )
+        return of_image(arguments)
+
+    return measure
+
+
 def channels_last(network: nn.Module) -> Measure:
     """Kandinsky: one token per patch of a video (batch, frames, height, width, channels), in raster order."""
     patch = patch_size(network)
@@ -118,11 +160,15 @@ MEASURES: dict[str, Callable[[nn.Module], Measure | Reason]] = {
     "ConsisIDTransformer3DModel": frames_first,
     "Flux3Transformer2DModel": lambda network: HalvedPositions(),
     "GlmImageTransformer2DModel": without_kept_keys,
+    # It takes img_ids, too, of images that are in patches already, which is an error.
+    "HiDreamImageTransformer2DModel": lambda network: patches("hidden_states", patch_size(network)),
     "Ideogram4Transformer2DModel": lambda network: PositionsAtEnd(),
     "JoyImageEditTransformer3DModel": last_item,
     "Kandinsky5Transformer3DModel": channels_last,
     "Kandinsky6Transformer3DModel": channels_last,
     "Krea2Transformer2DModel": lambda network: PositionsAtEnd(),
+    "Lumina2Transformer2DModel": behind_text,
     "QwenImage21Transformer2DModel": lambda network: shapes_from("img_shapes", last=True),
+    "ZImageTransformer2DModel": lambda network: listed_images,
 }
 """By the class of a network: how its grid is measured. Each network gets a measure of its own, since some remember."""

@@ -82,8 +82,9 @@ def _registered(kind: type[nn.Module]) -> Any:
 def _site_or_reason(
     name: str, block: nn.Module, network: nn.Module, grid_of: Measure | Reason, shape: Shape | None
 ) -> MergeSite | SkippedSite:
-    layout = layout_of(block)
-    parts = dict(block.named_modules(remove_duplicate=False))
+    # HiDream's blocks pass everything on to one inside.
+    inside = block.block if type(block).__name__ == "HiDreamBlock" else block
+    layout, parts = layout_of(inside), dict(inside.named_modules(remove_duplicate=False))
     attention = next((parts[one] for one in ATTENTIONS if one in parts), None)
     if isinstance(layout, Reason):
         return SkippedSite(name, layout)

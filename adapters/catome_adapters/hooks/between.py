@@ -31,10 +31,10 @@ def group_sites(sites: Sequence[MergeSite], length: int) -> list[list[MergeSite]
 
 
 def _is_next(before: MergeSite, site: MergeSite) -> bool:
-    (folder, index), (next_folder, next_index) = (one.name.rpartition(".")[::2] for one in (before, site))
-    numbered = index.isdecimal() and next_index.isdecimal()
     if before.layout.alone or site.layout.alone:
         return False
+    (folder, index), (next_folder, next_index) = (one.name.rpartition(".")[::2] for one in (before, site))
+    numbered = index.isdecimal() and next_index.isdecimal()
     return before.host is site.host and folder == next_folder and numbered and int(next_index) == int(index) + 1
 
 

@@ -24,7 +24,11 @@ def last_projection(attention: nn.Module) -> nn.Module:
 
 @every_architecture
 def test_every_block_is_a_site_and_the_report_has_its_grid(subject, network):
-    blocks = {name for name, module in network.named_modules() if type(module).__name__ in subject.blocks}
+    blocks = {
+        name
+        for name, module in network.named_modules()
+        if type(module).__name__ in subject.blocks and not name.startswith(subject.refiners)
+    }
     with attach(network, make_recipe(schedule=ONCE)) as session:
         assert {site.name for site in session.sites} == blocks
         call(subject, network, session, size=subject.sizes[1])

@@ -63,7 +63,8 @@ def even_call(subject: Architecture, site: MergeSite, call: Arguments, grid: Tok
     index, text = cells(grid), torch.arange(subject.text + subject.registers)
     image = torch.cat([torch.arange(-subject.history, 0), index, torch.arange(subject.references) + grid.tokens])
     image += subject.history
-    joint = (text, image + len(text)) if site.layout.text_side == "front" else (image, text + len(image))
+    side = site.layout.text_side if site.layout.text else site.layout.extra_side
+    joint = (text, image + len(text)) if side == "front" else (image, text + len(image))
     lines = {len(rows): rows for rows in (index, image, torch.cat(joint))}
     args, kwargs = call
     return evened(args, lines), {name: evened(value, lines) for name, value in kwargs.items()}
@@ -75,10 +76,10 @@ def tensors(returned: Any) -> tuple[Tensor, ...]:
 
 @dataclass(frozen=True)
 class KnownGrid:
-    """A grid that is given, and how many tokens of reference images are behind it."""
+    """A grid that is given, and how many tokens are behind it; None: all that are too many."""
 
     shape: tuple[int, ...]
-    others: int
+    others: int | None
 
     def __call__(self, arguments: Mapping[str, Any]) -> GridSize:
         return GridSize(self.shape, extra=self.others)
@@ -109,7 +110,8 @@ def compare(subject: Architecture, scope: str, change: Callable[[MergeSite], Mer
         if (changed := change(site)) is not None:
             call = even_call(subject, site, call, grid)
             expected = tensors(site.block(*call[0], **call[1]))
-            returned = merged(changed, call, KnownGrid(grid.shape, subject.references), scope)
+            behind = subject.references if site.layout.extra_side == "front" else None
+            returned = merged(changed, call, KnownGrid(grid.shape, behind), scope)
             same.append(all(map(close, returned, expected)))
     return same
 
