@@ -83,7 +83,7 @@ def _site_or_reason(
     name: str, block: nn.Module, network: nn.Module, grid_of: Measure | Reason, shape: Shape | None
 ) -> MergeSite | SkippedSite:
     # HiDream's blocks pass everything on to one inside.
-    inside = block.block if type(block).__name__ == "HiDreamBlock" else block
+    inside = block.get_submodule("block") if type(block).__name__ == "HiDreamBlock" else block
     layout, parts = layout_of(inside), dict(inside.named_modules(remove_duplicate=False))
     attention = next((parts[one] for one in ATTENTIONS if one in parts), None)
     if isinstance(layout, Reason):

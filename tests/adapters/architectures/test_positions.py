@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from catome_adapters import GridSize, PositionGrid, attach
-from catome_adapters.architectures.grids import HalvedPositions, PositionsAtEnd
+from catome_adapters.architectures.measures import HalvedPositions, PositionsAtEnd
 from running import call, make_recipe
 from zoo.packed_images import REFERENCES, positions
 from zoo.transformers import ARCHITECTURES
