@@ -11,9 +11,11 @@ from catome_adapters import MergeSite, SkippedSite, find_sites
 from catome_adapters.architectures.configured import patch_size
 from catome_adapters.architectures.encoder import is_encoder
 from catome_adapters.architectures.find import find_candidates
+from catome_adapters.architectures.grids import measure_for
 from catome_adapters.architectures.unet import at_size, is_unet
 from catome_adapters.architectures.vit import is_vit
 from catome_adapters.sites.call import Signature
+from catome_adapters.sites.grid import PositionGrid
 
 PACKED = (2, 2)
 """Pipelines fold as many latents into one token before they call a network that takes tokens with their positions."""
@@ -81,7 +83,8 @@ def _patch(network: nn.Module) -> tuple[int, ...]:
     """What one token covers of the network's input; for a UNet, of the coarsest that it can take."""
     if is_unet(network):
         return (1, 1)
-    return PACKED if {"img_ids", "img_shapes"} & set(Signature.of(network).names) else patch_size(network)
+    by_position = isinstance(measure_for(network), PositionGrid) or "img_shapes" in Signature.of(network).names
+    return PACKED if by_position else patch_size(network)
 
 
 def _own_size(network: Any, frame: int) -> tuple[int | None, int | None, int | None]:

@@ -6,20 +6,17 @@ from typing import Any
 import torch
 from diffusers import (
     ErnieImageTransformer2DModel,
-    JoyImageEditTransformer3DModel,
     NucleusMoEImageTransformer2DModel,
     QwenImage21Transformer2DModel,
 )
 from torch import Tensor, nn
 
 from zoo.architecture import (
-    PIXELS,
     TOKENS,
     Architecture,
     Arguments,
     Size,
     area,
-    halved,
     image_sample,
     mask_last,
     text_inputs,
@@ -73,22 +70,9 @@ def ernie(**options: Any) -> ErnieImageTransformer2DModel:
     return filled(ErnieImageTransformer2DModel(**options), "adaLN_modulation", "final_linear")
 
 
-def joy(**options: Any) -> JoyImageEditTransformer3DModel:
-    return filled(JoyImageEditTransformer3DModel(**options), "modulate_table")
-
-
 def nucleus(**options: Any) -> NucleusMoEImageTransformer2DModel:
     return filled(NucleusMoEImageTransformer2DModel(**options), "gate_up_proj", "down_proj")
 
-
-JOY = {
-    "in_channels": 4,
-    "hidden_size": 24,
-    "num_attention_heads": 2,
-    "text_dim": 8,
-    "num_layers": 2,
-    "rope_dim_list": [4, 4, 4],
-}
 
 QWEN_IMAGE_21 = Architecture(
     build=partial(
@@ -125,16 +109,6 @@ ERNIE_IMAGE = Architecture(
     grid=whole,
     blocks=("ErnieImageSharedAdaLNBlock",),
     references=Architecture.text,  # its text is behind the image, in one sequence
-)
-JOY_IMAGE_EDIT = Architecture(
-    build=partial(joy, **JOY),
-    arguments=text_inputs,
-    sizes=PIXELS,
-    # Two items: a reference image, and behind it the image that is drawn, whose tokens come first.
-    sample=lambda batch, size: (batch, 2, 4, 1, *size),
-    grid=halved,
-    blocks=("JoyImageTransformerBlock",),
-    references=area(halved(PIXELS[0])),
 )
 NUCLEUS_IMAGE = Architecture(
     build=partial(

@@ -1,6 +1,7 @@
 """Every tiny transformer of diffusers by its name.
 
-`ARCHITECTURES` are run through everything; `MORE_ARCHITECTURES` add further blocks and ways to call the same ones.
+`ARCHITECTURES` are run through everything; `MORE_ARCHITECTURES` add further blocks and ways to call the same ones, and
+`CALLED_OTHERWISE` more of such ways, which have no row in the table of the docs.
 """
 
 from itertools import product
@@ -35,7 +36,6 @@ from zoo.other_videos import ALLEGRO, ANY_FLOW, CONSIS_ID, EASY_ANIMATE, HELIOS,
 from zoo.packed_images import BRIA, FLUX, FLUX2, FLUX2_WITH_REFERENCE, FLUX_KONTEXT, QWEN_IMAGE, QWEN_IMAGE_EDIT
 from zoo.qwen_kin import (
     ERNIE_IMAGE,
-    JOY_IMAGE_EDIT,
     NUCLEUS_IMAGE,
     QWEN_IMAGE_21,
 )
@@ -66,7 +66,6 @@ MORE_ARCHITECTURES: dict[str, Architecture] = {
     "Bria": BRIA,
     "Qwen-Image 2.1": QWEN_IMAGE_21,
     "ERNIE-Image": ERNIE_IMAGE,
-    "JoyImage-Edit": JOY_IMAGE_EDIT,
     "Nucleus-Image": NUCLEUS_IMAGE,
     "Chroma": CHROMA,
     "AuraFlow": AURA_FLOW,
@@ -82,21 +81,15 @@ MORE_ARCHITECTURES: dict[str, Architecture] = {
     "AnyFlow": ANY_FLOW,
     "Kandinsky 6": KANDINSKY6,
     "Flux.3": FLUX3,
-    "Flux.3 with a reference": FLUX3_WITH_REFERENCE,
     "Krea 2": KREA2,
     "Ideogram 4": IDEOGRAM4,
     "LongCat-Image": LONGCAT_IMAGE,
-    "LongCat-Image-Edit": LONGCAT_IMAGE_EDIT,
     "Ovis-Image": OVIS_IMAGE,
     "FIBO": FIBO,
-    "FIBO Edit": FIBO_EDIT,
     "HunyuanVideo 1.5": HUNYUAN_VIDEO_15,
     "LTX-2": LTX2,
-    "LTX-2 I2V": LTX2_I2V,
     "SkyReels-V2": SKYREELS,
-    "SkyReels-V2 forcing": SKYREELS_FORCING,
     "Cosmos": COSMOS,
-    "Cosmos Video2World": COSMOS_VIDEO2WORLD,
     "FramePack": FRAMEPACK,
     "Motif-Video": MOTIF_VIDEO,
     "Z-Image": Z_IMAGE,
@@ -104,7 +97,15 @@ MORE_ARCHITECTURES: dict[str, Architecture] = {
     "HiDream": HIDREAM,
     "OmniGen": OMNIGEN,
 }
-ALL_ARCHITECTURES = ARCHITECTURES | MORE_ARCHITECTURES
+CALLED_OTHERWISE: dict[str, Architecture] = {
+    "Flux.3 with a reference": FLUX3_WITH_REFERENCE,
+    "LongCat-Image-Edit": LONGCAT_IMAGE_EDIT,
+    "FIBO Edit": FIBO_EDIT,
+    "LTX-2 I2V": LTX2_I2V,
+    "SkyReels-V2 forcing": SKYREELS_FORCING,
+    "Cosmos Video2World": COSMOS_VIDEO2WORLD,
+}
+ALL_ARCHITECTURES = ARCHITECTURES | MORE_ARCHITECTURES | CALLED_OTHERWISE
 SCOPES_THAT_WORK = [
     (name, scope) for name, scope in product(ALL_ARCHITECTURES, SCOPES) if scope not in ALL_ARCHITECTURES[name].refused
 ]

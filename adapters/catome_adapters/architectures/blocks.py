@@ -101,9 +101,6 @@ BLOCKS: dict[str, BlockFacts] = {
         "front", shared=False, per_token=(*ROTARY, PerToken("adaln_input", axis=1, optional=True))
     ),
     "JointTransformerBlock": BlockFacts(text_side="back"),
-    "JoyImageTransformerBlock": joint(
-        "back", output=0, extra_side="back", per_token=(PerToken("image_rotary_emb", entry=0),)
-    ),
     "Kandinsky5TransformerDecoderBlock": BlockFacts(shared=False, per_token=(PerToken("rope"), PerToken("rotary_emb"))),
     "Kandinsky5TransformerEncoderBlock": BlockFacts(skipped=TEXT_ALONE),
     "Kandinsky6FusedTransformerDecoderBlock": BlockFacts(

@@ -12,7 +12,8 @@ from catome_adapters.sites.grid import Shape
 def patch_size(network: nn.Module) -> Shape:
     """Size of a patch from the config: (height, width) or (frames, height, width); empty if it names none."""
     config = config_of(network)
-    patch = getattr(config, "patch_size", None)
+    # Z-Image has weights for several, of which a call takes one.
+    patch = getattr(config, "patch_size", None) or next(iter(getattr(config, "all_patch_size", ())), None)
     if isinstance(patch, (tuple, list)):
         return tuple(patch)
     if not isinstance(patch, int):

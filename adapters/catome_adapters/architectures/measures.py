@@ -113,23 +113,6 @@ def channels_last(network: nn.Module) -> Measure:
     return measure
 
 
-def last_item(network: nn.Module) -> Measure:
-    """JoyImage-Edit: latents (batch, channels, frames, height, width), or several items of them along dimension 1.
-
-    The last item is the one drawn, and its tokens come first.
-    """
-    patch = patch_size(network)
-
-    def measure(arguments: Mapping[str, Any]) -> GridSize:
-        shape = arguments["hidden_states"].shape
-        items = shape[1] if len(shape) == 6 else 1
-        frames, *plane = (size // step for size, step in zip(shape[-3:], patch, strict=True))
-        grid = tuple(plane) if frames == 1 else (frames, *plane)
-        return GridSize(grid, (items - 1) * prod(grid))
-
-    return measure
-
-
 def frames_first(network: nn.Module) -> Measure:
     """Latents (batch, frames, channels, height, width)."""
     return patches("hidden_states", patch_size(network), frames_first=True)
@@ -163,7 +146,6 @@ MEASURES: dict[str, Callable[[nn.Module], Measure | Reason]] = {
     # It takes img_ids, too, of images that are in patches already, which is an error.
     "HiDreamImageTransformer2DModel": lambda network: patches("hidden_states", patch_size(network)),
     "Ideogram4Transformer2DModel": lambda network: PositionsAtEnd(),
-    "JoyImageEditTransformer3DModel": last_item,
     "Kandinsky5Transformer3DModel": channels_last,
     "Kandinsky6Transformer3DModel": channels_last,
     "Krea2Transformer2DModel": lambda network: PositionsAtEnd(),
