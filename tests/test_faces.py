@@ -14,6 +14,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 INSIDE = {
     # The page shows how to add a row to this very file.
     "catome_adapters.architectures.blocks": {"docs/architectures.md"},
+    "catome_adapters.architectures.facts": {"docs/architectures.md"},
     # The page prints the rates to explain a prediction; they are no argument of anything.
     "catome_adapters.prediction.rates": {"docs/planning.md"},
 }

@@ -27,7 +27,7 @@ def table(page: str, heading: str) -> Iterator[list[str]]:
     return ([cell.strip() for cell in line.split("|")[1:-1]] for line in lines[2:])
 
 
-SIZES = {row[0]: row[1:4] for row in table("architectures.md", "How many tokens")}
+SIZES = {name: row[1:4] for row in table("architectures.md", "How many tokens") for name in row[0].split(", ")}
 
 
 def numbers(cell: str) -> list[int]:

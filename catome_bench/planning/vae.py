@@ -6,7 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 TYPICAL_SCALE = (8, 4)
-SCALES = {"LTXVideoTransformer3DModel": (32, 8), "HunyuanImageTransformer2DModel": (32, 4)}
+SCALES = {
+    "ErnieImageTransformer2DModel": (16, 4),
+    "HunyuanImageTransformer2DModel": (32, 4),
+    "HunyuanVideo15Transformer3DModel": (16, 4),
+    "LTX2VideoTransformer3DModel": (32, 8),
+    "LTXVideoTransformer3DModel": (32, 8),
+}
 """What VAEs of these networks do otherwise, by the class of the network."""
 
 

@@ -10,8 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from catome_adapters.architectures.configured import patch_size
-from catome_adapters.sites.grid import KEPT_KEYS, GridSize, Measure, PositionGrid, Shape, patches, shapes_from
+from catome_adapters.sites.grid import GridSize, Measure, PositionGrid, Shape, grid_size, patches, shapes_from
 from catome_adapters.sites.site import Reason
+
+KEPT_KEYS = (
+    "the model was called with {}, which keeps keys of reference images by their index in the sequence, which merging "
+    "changes; call it without, or detach the session"
+)
 
 
 class PositionsAtEnd(PositionGrid):
@@ -30,28 +35,35 @@ class PositionsAtEnd(PositionGrid):
                 f"{self.argument} of the samples of a batch have other images than the first one: call the network for "
                 "each kind of image, or detach the session",
             )
-        return size
+        return GridSize(size.shape, 0)
 
     def positions(self, given: Tensor, arguments: Mapping[str, Any]) -> Tensor:
         """From the end to the front, with the signs changed: a raster again, and the image comes first."""
         # Krea 2 has positions of text that are those of the first pixel, but its `hidden_states` are the image alone.
         return -given[-arguments["hidden_states"].shape[1] :].flip(0)
 
-    def behind(self, others: int, arguments: Mapping[str, Any]) -> int:
-        """None: what else there is lies in front."""
-        return 0
+
+class UncachedPositions(PositionGrid):
+    """Flux.2, which may keep keys of reference images over steps."""
+
+    def __call__(self, arguments: Mapping[str, Any]) -> GridSize:
+        """The grid of the image."""
+        if arguments.get("kv_cache_mode") is not None:
+            raise ValueError(KEPT_KEYS.format(f"kv_cache_mode={arguments['kv_cache_mode']!r}"))
+        return super().__call__(arguments)
 
 
 class HalvedPositions(PositionGrid):
     """Rows and columns half as far apart as usual; those of reference images are an argument of their own."""
 
-    def __init__(self) -> None:
-        super().__init__("img_ids", step=0.5)
+    def __call__(self, arguments: Mapping[str, Any]) -> GridSize:
+        """The grid of the image, behind which the network puts reference images."""
+        size, references = super().__call__(arguments), arguments.get("image_cond_ids")
+        return size if references is None else GridSize(size.shape, (size.extra or 0) + len(references))
 
-    def behind(self, others: int, arguments: Mapping[str, Any]) -> int:
-        """The reference images, which the network puts behind the image."""
-        references = arguments.get("image_cond_ids")
-        return others if references is None else others + len(references)
+    def positions(self, given: Tensor, arguments: Mapping[str, Any]) -> Tensor:
+        """One apart."""
+        return 2 * given
 
 
 def listed_images(arguments: Mapping[str, Any]) -> Shape:
@@ -113,6 +125,17 @@ def channels_last(network: nn.Module) -> Measure:
     return measure
 
 
+def last_shape(arguments: Mapping[str, Any]) -> GridSize:
+    """Qwen-Image 2.1: the last of `img_shapes` is the one drawn, and nothing is behind it.
+
+    Examples:
+        >>> last_shape({"img_shapes": [[(1, 9, 9), (1, 3, 4)]]})
+        GridSize(shape=(3, 4), extra=0)
+    """
+    reversed_shapes = [sample[::-1] for sample in arguments["img_shapes"]]
+    return GridSize(grid_size(shapes_from("img_shapes")({"img_shapes": reversed_shapes})).shape, 0)
+
+
 def frames_first(network: nn.Module) -> Measure:
     """Latents (batch, frames, channels, height, width)."""
     return patches("hidden_states", patch_size(network), frames_first=True)
@@ -141,7 +164,8 @@ MEASURES: dict[str, Callable[[nn.Module], Measure | Reason]] = {
     "AnyFlowTransformer3DModel": frames_first,
     "CogVideoXTransformer3DModel": frames_first,
     "ConsisIDTransformer3DModel": frames_first,
-    "Flux3Transformer2DModel": lambda network: HalvedPositions(),
+    "Flux2Transformer2DModel": lambda network: UncachedPositions("img_ids"),
+    "Flux3Transformer2DModel": lambda network: HalvedPositions("img_ids"),
     "GlmImageTransformer2DModel": without_kept_keys,
     # It takes img_ids, too, of images that are in patches already, which is an error.
     "HiDreamImageTransformer2DModel": lambda network: patches("hidden_states", patch_size(network)),
@@ -150,7 +174,7 @@ MEASURES: dict[str, Callable[[nn.Module], Measure | Reason]] = {
     "Kandinsky6Transformer3DModel": channels_last,
     "Krea2Transformer2DModel": lambda network: PositionsAtEnd(),
     "Lumina2Transformer2DModel": behind_text,
-    "QwenImage21Transformer2DModel": lambda network: shapes_from("img_shapes", last=True),
+    "QwenImage21Transformer2DModel": lambda network: last_shape,
     "ZImageTransformer2DModel": lambda network: listed_images,
 }
 """By the class of a network: how its grid is measured. Each network gets a measure of its own, since some remember."""

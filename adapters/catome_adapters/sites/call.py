@@ -89,10 +89,9 @@ class BlockCall:
 
     def with_output(self, returned: Any, tokens: Tensor) -> Any:
         """The same result with other tokens."""
-        tokens = self._batch_first(tokens)
+        tokens, index = self._batch_first(tokens), self.layout.output or 0
         if isinstance(returned, Tensor):
             return tokens
-        index = self.layout.output or 0
         return type(returned)((*returned[:index], tokens, *returned[index + 1 :]))
 
     def locate(self, tokens: int, size: GridSize, grid: TokenGrid) -> tuple[int, int]:
@@ -141,11 +140,9 @@ def gather_rows(call: Arguments, signature: Signature, site: MergeSite, plans: B
 
 
 def _gather(value: Any, argument: PerToken, site: MergeSite, plans: BlockPlans, inside: bool = False) -> Any:
-    """What an argument holds, with rows per slot; `inside` the entry of a tuple, whose own entries are all meant."""
     if isinstance(value, Tensor):
         return _gather_tensor(value, argument, site, plans)
     if isinstance(value, int) and not inside:
-        # Tokens around the grid stay, so that the grid's fall by as many as all do.
         return value - plans.tokens.slot.shape[1] + plans.tokens.size.shape[1]
     if isinstance(value, dict):
         return {name: _gather(part, argument, site, plans, inside=True) for name, part in value.items()}

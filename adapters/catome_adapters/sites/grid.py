@@ -98,29 +98,22 @@ def sizes_from(*names: str) -> Measure:
     return measure
 
 
-def shapes_from(argument: str, *, last: bool = False) -> Measure:
+def shapes_from(argument: str) -> Measure:
     """An argument lists the sizes (frames, height, width) of every sample's images; the first image is the one drawn.
-
-    Args:
-        argument: Its name.
-        last: The last image is the one drawn, and nothing is behind it.
 
     Examples:
         >>> shapes_from("img_shapes")({"img_shapes": [[(1, 3, 4), (1, 9, 9)], [(1, 3, 4), (1, 9, 9)]]})
         GridSize(shape=(3, 4), extra=81)
-        >>> shapes_from("img_shapes", last=True)({"img_shapes": [[(1, 9, 9), (1, 3, 4)]]})
-        GridSize(shape=(3, 4), extra=0)
     """
-    drawn = -1 if last else 0
 
     def measure(arguments: Mapping[str, Any]) -> GridSize:
         samples = arguments[argument]
         images = [sample if isinstance(sample, list) else [sample] for sample in samples]
-        if len({tuple(sizes[drawn]) for sizes in images}) != 1:
+        if len({tuple(sizes[0]) for sizes in images}) != 1:
             raise ValueError(f"{argument} is {samples}; expected images of one size, since a batch shares its grid")
-        frames, *plane = images[0][drawn]
+        (frames, *plane), *others = images[0]
         shape = tuple(plane) if frames == 1 else (frames, *plane)
-        return GridSize(shape, 0 if last else sum(prod(size) for size in images[0][1:]))
+        return GridSize(shape, sum(prod(size) for size in others))
 
     return measure
 
@@ -129,10 +122,6 @@ COMPILED = "the model was compiled with; call torch.compiler.reset() before anot
 WRITTEN = (
     "was read from them, and no write that torch counts came after: pass another tensor, or copy_() into one that was "
     "made outside of torch.inference_mode()"
-)
-KEPT_KEYS = (
-    "the model was called with {}, which keeps keys of reference images by their index in the sequence, which merging "
-    "changes; call it without, or detach the session"
 )
 
 
@@ -144,34 +133,24 @@ class PositionGrid:
     writes through `.data`, numpy or a replayed CUDA graph, nor into tensors of inference mode, and to see them would
     take a read at every call. So every call compares the positions with the grid on the device, and raises
     RuntimeError if they differ. A compiled model compares them with the grid that it was compiled for.
-
-    Args:
-        argument: The argument that holds them.
-        row: Which coordinate is the row; the column is the next one.
-        step: How far apart rows are, and columns.
     """
 
-    def __init__(self, argument: str, row: int = 1, step: float = 1.0) -> None:
-        self.argument, self.row, self.step = argument, row, step
+    def __init__(self, argument: str, row: int = 1) -> None:
+        self.argument, self.row = argument, row
         # Not where it is defined: this imports the compiler, which takes longer than all the rest of the library.
         torch.compiler.assume_constant_result(_read)
         self.known: tuple[Tensor | None, int | None, Shape] = (None, None, ())
 
     def __call__(self, arguments: Mapping[str, Any]) -> GridSize:
         """The grid of the first image."""
-        _refuse_cached_keys(arguments)
         given: Tensor = arguments[self.argument]
         positions = self.positions(given[0] if given.ndim == 3 else given, arguments)
         shape = self._shape(given, positions)
-        return GridSize(shape, self.behind(len(positions) - prod(shape), arguments))
+        return GridSize(shape, len(positions) - prod(shape))
 
     def positions(self, given: Tensor, arguments: Mapping[str, Any]) -> Tensor:
         """One sample's positions as they are read: those of the image first, one apart."""
-        return given if self.step == 1.0 else given / self.step
-
-    def behind(self, others: int, arguments: Mapping[str, Any]) -> int:
-        """Number of tokens behind the grid's, when this many others have a position."""
-        return others
+        return given
 
     def _shape(self, given: Tensor, positions: Tensor) -> Shape:
         # What is known is known of the tensor that was given: an index makes another one in every call.
@@ -186,11 +165,6 @@ class PositionGrid:
         else:
             _expect_positions(positions, self.row, self.known[2], WRITTEN)
         return self.known[2]
-
-
-def _refuse_cached_keys(arguments: Mapping[str, Any]) -> None:
-    if arguments.get("kv_cache_mode") is not None:
-        raise ValueError(KEPT_KEYS.format(f"kv_cache_mode={arguments['kv_cache_mode']!r}"))
 
 
 def _read(positions: Tensor, row: int) -> Shape:

@@ -111,7 +111,7 @@ def test_samples_with_images_of_other_sizes_are_an_error():
 
 
 def test_positions_half_as_far_apart_with_references_of_their_own():
-    grid, image = HalvedPositions(), ids(5, 7) * torch.tensor([1.0, 0.5, 0.5])
+    grid, image = HalvedPositions("img_ids"), ids(5, 7) * torch.tensor([1.0, 0.5, 0.5])
     assert grid({"img_ids": image}) == GridSize((5, 7), 0)
     assert grid({"img_ids": image, "image_cond_ids": ids(3, 3)}) == GridSize((5, 7), 9)
     with pytest.raises(ValueError, match="expected a full grid"):
