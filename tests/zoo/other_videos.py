@@ -34,8 +34,8 @@ def kandinsky5_inputs(sample: Tensor, size: Size, text: int) -> Arguments:
 
 def kandinsky6_inputs(sample: Tensor, size: Size, text: int) -> Arguments:
     """With sound, and a text that is padded."""
-    heard = {"audio_hidden_states": each_sample(len(sample), 7, 4)}
-    return pooled_inputs(sample, size, text) | heard | {"encoder_attention_mask": mask_last(len(sample), text).bool()}
+    sound = {"audio_hidden_states": each_sample(len(sample), 7, 4)}
+    return pooled_inputs(sample, size, text) | sound | {"encoder_attention_mask": mask_last(len(sample), text).bool()}
 
 
 def allegro_inputs(sample: Tensor, size: Size, text: int) -> Arguments:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from diffusers import (
     AutoencoderKL,
+    ChromaPipeline,
     CogVideoXDDIMScheduler,
     CogVideoXPipeline,
     DDIMScheduler,
@@ -16,18 +17,21 @@ from diffusers import (
     FluxImg2ImgPipeline,
     FluxPipeline,
     LTXPipeline,
+    Lumina2Pipeline,
     PixArtAlphaPipeline,
+    SkyReelsV2Pipeline,
     StableDiffusion3Img2ImgPipeline,
     StableDiffusion3Pipeline,
     UniPCMultistepScheduler,
     WanPipeline,
+    ZImagePipeline,
 )
 from torch import Tensor, nn
 
 from zoo.architecture import Architecture
 from zoo.noise import noise, seeded
 from zoo.pipeline_parts import quiet, vae
-from zoo.transformers import ARCHITECTURES
+from zoo.transformers import ALL_ARCHITECTURES
 
 TEXT = Architecture.text
 
@@ -71,7 +75,7 @@ def flow(**options: Any) -> FlowMatchEulerDiscreteScheduler:
 
 
 def network(name: str, **changes: Any) -> nn.Module:
-    return ARCHITECTURES[name].network(**changes)
+    return ALL_ARCHITECTURES[name].network(**changes)
 
 
 def build(cls: type, scheduler: Any, transformer: nn.Module, vae: Any, *texts: str, **others: Any) -> Any:
@@ -123,6 +127,28 @@ def cogvideox() -> Any:
     )
 
 
+def chroma() -> Any:
+    scheduler = flow(use_dynamic_shifting=True)
+    return build(
+        ChromaPipeline, scheduler, network("Chroma", in_channels=16), autoencoder(), "text_encoder", "tokenizer"
+    )
+
+
+def z_image() -> Any:
+    scheduler = flow(use_dynamic_shifting=True)
+    return build(ZImagePipeline, scheduler, network("Z-Image"), autoencoder(), "text_encoder", "tokenizer")
+
+
+def lumina2() -> Any:
+    scheduler = flow(use_dynamic_shifting=True)
+    return build(Lumina2Pipeline, scheduler, network("Lumina 2"), autoencoder(), "text_encoder", "tokenizer")
+
+
+def skyreels() -> Any:
+    scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
+    return build(SkyReelsV2Pipeline, scheduler, network("SkyReels-V2"), None, "text_encoder", "tokenizer")
+
+
 def ltx() -> Any:
     return build(LTXPipeline, flow(use_dynamic_shifting=True), network("LTX"), None, "text_encoder", "tokenizer")
 
@@ -135,6 +161,9 @@ IMAGE = {"image": noise(1, 3, 32, 32).clamp(0, 1), "strength": 0.5}
 SQUARE = {"height": 32, "width": 32}
 CLIP = {"height": 96, "width": 96, "num_frames": 9}
 BOTH = ("cond", "uncond")
+COUNTED = ("", "call 2")
+COUNTS = {name: mask.long() for name, mask in MASKS.items()}
+EACH_OF_A_LIST = {"prompt_embeds": [prompt()[0]], "negative_prompt_embeds": [prompt(2)[0]]}
 
 PIPELINES: dict[str, Pipeline] = {
     "SD3": Pipeline(sd3, LATENT | PROMPTS | POOLED | SQUARE),
@@ -155,5 +184,9 @@ PIPELINES: dict[str, Pipeline] = {
     ),
     "DiT": Pipeline(dit, {"class_labels": [1], "output_type": "np"}),
     "CogVideoX": Pipeline(cogvideox, LATENT | PROMPTS | CLIP, ("cond_uncond",)),
+    "Chroma": Pipeline(chroma, LATENT | PROMPTS | MASKS | SQUARE, COUNTED, 2),
+    "Z-Image": Pipeline(z_image, LATENT | EACH_OF_A_LIST | SQUARE),
+    "Lumina 2": Pipeline(lumina2, LATENT | PROMPTS | COUNTS | {"height": 128, "width": 128}, COUNTED, 2),
+    "SkyReels-V2": Pipeline(skyreels, LATENT | PROMPTS | CLIP, BOTH, 2),
     "LTX": Pipeline(ltx, LATENT | PROMPTS | MASKS | {"height": 192, "width": 192, "num_frames": 17}, ("cond_uncond",)),
 }
