@@ -12,8 +12,8 @@ from catome_adapters.sites.site import MergeSite
 TEXT_TOKENS = 77
 """Keys of cross-attention: a prompt for CLIP."""
 
-NOT_PER_TOKEN = ("norm", "mod", "adaln", "adaLN", "context", "txt", "add_")
-"""Parts of the names of layers that modulate, once per sample, or that process text."""
+NOT_PER_TOKEN = ("norm", "mod", "adaln", "adaLN", "context", "txt", "add_", "audio")
+"""Parts of the names of layers that modulate, once per sample, or that process text or sound."""
 
 
 OPERATIONS_PER_MODULE = 3
