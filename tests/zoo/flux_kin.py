@@ -14,14 +14,14 @@ from diffusers import (
 )
 from torch import Tensor
 
-from zoo.architecture import Architecture, Arguments, Size, area, mask_last, text_inputs
+from zoo.architecture import Architecture, Arguments, Size, area, mask_last
 from zoo.noise import each_sample
 from zoo.packed_images import (
     BOTH,
     PACKED,
     TINY,
     WITH_REFERENCE,
-    image_positions,
+    positioned_inputs,
     positions,
 )
 
@@ -31,17 +31,9 @@ PADDING, IMAGE, TEXT = 0, 2, 3
 """What Ideogram 4 calls them in `indicator`."""
 
 
-def kin_inputs(sample: Tensor, size: Size, text: int, width: int = 3) -> Arguments:
-    return text_inputs(sample, size, text) | {
-        "timestep": torch.full((len(sample),), 0.5),
-        "img_ids": image_positions(sample, size, width),
-        "txt_ids": torch.zeros(text, width),
-    }
-
-
 def flux3_inputs(sample: Tensor, size: Size, text: int) -> Arguments:
     """Rows and columns are half as far apart, and reference images are an argument of their own."""
-    inputs = kin_inputs(sample, size, text, 4)
+    inputs = positioned_inputs(sample, size, text, 4)
     image, references = sample.split([area(size), sample.shape[1] - area(size)], 1)
     ids = inputs["img_ids"] * torch.tensor([1.0, 0.5, 0.5, 1.0])
     inputs |= {"hidden_states": image, "img_ids": ids[: area(size)]}
@@ -78,14 +70,14 @@ def ideogram4_inputs(sample: Tensor, size: Size, text: int) -> Arguments:
 
 def longcat_inputs(sample: Tensor, size: Size, text: int) -> Arguments:
     """The positions of images begin behind those of the text."""
-    inputs = kin_inputs(sample, size, text)
+    inputs = positioned_inputs(sample, size, text)
     return inputs | {"img_ids": inputs["img_ids"] + torch.tensor([1.0, text, text])}
 
 
 def fibo_inputs(sample: Tensor, size: Size, text: int) -> Arguments:
     """Every block gets text of its own, and a mask of all tokens."""
     mask = torch.cat([mask_last(len(sample), text), torch.ones(sample.shape[:2])], 1).bool()
-    return kin_inputs(sample, size, text) | {
+    return positioned_inputs(sample, size, text) | {
         "text_encoder_layers": [each_sample(len(sample), text, 8) for _ in range(4)],
         "joint_attention_kwargs": {"attention_mask": mask[:, None, None]},
     }
@@ -152,7 +144,7 @@ LONGCAT_IMAGE = Architecture(
 LONGCAT_IMAGE_EDIT = replace(LONGCAT_IMAGE, **WITH_REFERENCE)
 OVIS_IMAGE = Architecture(
     build=partial(OvisImageTransformer2DModel, **TINY, out_channels=4, axes_dims_rope=(2, 2, 4)),
-    arguments=kin_inputs,
+    arguments=positioned_inputs,
     **PACKED,
     blocks=("OvisImageTransformerBlock", "OvisImageSingleTransformerBlock"),
     depths=BOTH,

@@ -11,32 +11,27 @@ from diffusers import (
     HunyuanDiT2DModel,
     PRXTransformer2DModel,
 )
-from torch import Tensor, nn
+from torch import Tensor
 
 from zoo.architecture import (
-    PIXELS,
     Architecture,
     Arguments,
     Size,
     area,
     halved,
-    image_sample,
     mask_last,
     text_inputs,
     timestep,
 )
-from zoo.latent_images import cropped_inputs
-from zoo.noise import each_sample, noise
-from zoo.packed_images import BOTH, PACKED, TINY, flux_inputs
-
-LATENTS = {"sizes": PIXELS, "sample": image_sample(4), "grid": halved}
+from zoo.latent_images import LATENTS, cropped_inputs
+from zoo.noise import each_sample, filled, noise
+from zoo.packed_images import BOTH, PACKED, TINY, positioned_inputs
 
 
 def chroma_inputs(sample: Tensor, size: Size, text: int) -> Arguments:
     """Its pipeline masks padding in a text that is joined with the image."""
     mask = torch.cat([mask_last(len(sample), text), torch.ones(sample.shape[:2])], 1)
-    inputs = flux_inputs(sample, size, text) | {"attention_mask": mask}
-    return {name: value for name, value in inputs.items() if name != "pooled_projections"}
+    return positioned_inputs(sample, size, text) | {"attention_mask": mask}
 
 
 def rotary_inputs(sample: Tensor, size: Size, text: int) -> Arguments:
@@ -66,21 +61,21 @@ def prior_inputs(sample: Tensor, size: Size, text: int) -> Arguments:
 
 
 def prx(**changes: object) -> PRXTransformer2DModel:
-    network = PRXTransformer2DModel(
-        **{
-            "in_channels": 4,
-            "context_in_dim": 8,
-            "hidden_size": 16,
-            "num_heads": 2,
-            "depth": 2,
-            "axes_dim": [4, 4],
-        }
-        | changes
+    # Modulation of zero would close every gate.
+    return filled(
+        PRXTransformer2DModel(
+            **{
+                "in_channels": 4,
+                "context_in_dim": 8,
+                "hidden_size": 16,
+                "num_heads": 2,
+                "depth": 2,
+                "axes_dim": [4, 4],
+            }
+            | changes
+        ),
+        ".modulation.lin.weight",
     )
-    for block in network.blocks:
-        # Modulation of zero would close every gate.
-        nn.init.normal_(block.modulation.lin.weight, std=0.2)
-    return network
 
 
 CHROMA = Architecture(

@@ -25,7 +25,7 @@ from zoo.architecture import (
     timestep,
 )
 
-LATENTS = {"sample": image_sample(4), "grid": halved}
+LATENTS = {"sizes": PIXELS, "sample": image_sample(4), "grid": halved}
 
 
 def class_inputs(sample: Tensor, size: Size, text: int) -> Arguments:
@@ -57,8 +57,7 @@ DIT = Architecture(
         norm_num_groups=4,
     ),
     arguments=class_inputs,
-    sizes=((16, 16), (12, 12)),  # diffusers' DiT draws squares alone
-    **LATENTS,
+    **LATENTS | {"sizes": ((16, 16), (12, 12))},  # diffusers' DiT draws squares alone
     blocks=("BasicTransformerBlock",),
 )
 PIXART = Architecture(
@@ -76,7 +75,6 @@ PIXART = Architecture(
         use_additional_conditions=False,
     ),
     arguments=text_inputs,
-    sizes=PIXELS,
     **LATENTS,
     blocks=("BasicTransformerBlock",),
 )
@@ -97,7 +95,6 @@ SD3 = Architecture(
         qk_norm="rms_norm",
     ),
     arguments=pooled_inputs,
-    sizes=PIXELS,
     **LATENTS,
     blocks=("JointTransformerBlock",),
 )
@@ -116,7 +113,6 @@ HUNYUAN_IMAGE = Architecture(
         rope_axes_dim=(4, 4),
     ),
     arguments=masked_inputs,
-    sizes=PIXELS,
     **LATENTS,
     blocks=("HunyuanImageTransformerBlock", "HunyuanImageSingleTransformerBlock"),
     depths=("num_layers", "num_single_layers"),
@@ -135,7 +131,6 @@ COGVIEW4 = Architecture(
         rope_axes_dim=(16, 16),
     ),
     arguments=cropped_inputs,
-    sizes=PIXELS,
     **LATENTS,
     blocks=("CogView4TransformerBlock",),
 )

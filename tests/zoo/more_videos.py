@@ -12,7 +12,7 @@ from diffusers import (
     MotifVideoTransformer3DModel,
     SkyReelsV2Transformer3DModel,
 )
-from torch import Tensor, nn
+from torch import Tensor
 
 from zoo.architecture import (
     Architecture,
@@ -28,7 +28,9 @@ from zoo.architecture import (
     token_sample,
     whole,
 )
-from zoo.noise import each_sample
+from zoo.noise import each_sample, filled
+from zoo.packed_images import WITH_REFERENCE
+from zoo.videos import LATENTS
 
 
 def hunyuan15_inputs(sample: Tensor, size: Size, text: int) -> Arguments:
@@ -100,7 +102,6 @@ def reference_inputs(sample: Tensor, size: Size, text: int) -> Arguments:
     }
 
 
-REFERENCES = 9
 LTX2 = Architecture(
     build=partial(
         LTX2VideoTransformer3DModel,
@@ -129,8 +130,7 @@ LTX2_I2V = replace(
     LTX2,
     build=partial(LTX2.build, rope_type="split", gated_attn=True, cross_attn_mod=True),
     arguments=reference_inputs,
-    sample=token_sample(4, REFERENCES),
-    references=REFERENCES,
+    **WITH_REFERENCE,
 )
 
 
@@ -157,34 +157,32 @@ SKYREELS = Architecture(
         rope_max_seq_len=32,
     ),
     arguments=text_inputs,
-    sizes=((4, 8, 12), (2, 10, 14)),
-    sample=image_sample(4),
-    grid=halved,
+    **LATENTS | {"sizes": ((4, 8, 12), (2, 10, 14))},
     blocks=("SkyReelsV2TransformerBlock",),
 )
 SKYREELS_FORCING = replace(SKYREELS, build=partial(SKYREELS.build, num_frame_per_block=2), arguments=forcing_inputs)
 
 
 def cosmos(**changes: object) -> CosmosTransformer3DModel:
-    network = CosmosTransformer3DModel(
-        **{
-            "in_channels": 4,
-            "out_channels": 4,
-            "num_attention_heads": 2,
-            "attention_head_dim": 12,
-            "num_layers": 2,
-            "text_embed_dim": 8,
-            "adaln_lora_dim": 8,
-            "max_size": (8, 32, 32),
-            "concat_padding_mask": False,
-        }
-        | changes
-    )
     # Trained positions are not all alike.
-    for name, parameter in network.named_parameters():
-        if "learnable_pos_embed" in name:
-            nn.init.normal_(parameter)
-    return network
+    return filled(
+        CosmosTransformer3DModel(
+            **{
+                "in_channels": 4,
+                "out_channels": 4,
+                "num_attention_heads": 2,
+                "attention_head_dim": 12,
+                "num_layers": 2,
+                "text_embed_dim": 8,
+                "adaln_lora_dim": 8,
+                "max_size": (8, 32, 32),
+                "concat_padding_mask": False,
+            }
+            | changes
+        ),
+        "learnable_pos_embed",
+        std=1.0,
+    )
 
 
 def cosmos_inputs(sample: Tensor, size: Size, text: int) -> Arguments:
@@ -205,9 +203,7 @@ def controlled_inputs(sample: Tensor, size: Size, text: int) -> Arguments:
 COSMOS = Architecture(
     build=cosmos,
     arguments=cosmos_inputs,
-    sizes=((3, 12, 12), (2, 10, 14)),
-    sample=image_sample(4),
-    grid=halved,
+    **LATENTS,
     blocks=("CosmosTransformerBlock",),
 )
 COSMOS_VIDEO2WORLD = replace(
@@ -255,9 +251,7 @@ FRAMEPACK = Architecture(
         has_clean_x_embedder=True,
     ),
     arguments=framepack_inputs,
-    sizes=((3, 12, 12), (2, 10, 14)),
-    sample=image_sample(4),
-    grid=halved,
+    **LATENTS,
     blocks=("HunyuanVideoTransformerBlock", "HunyuanVideoSingleTransformerBlock"),
     depths=("num_layers", "num_single_layers"),
     history=36 + 9 + 4,
@@ -289,9 +283,7 @@ MOTIF_VIDEO = Architecture(
         enable_text_cross_attention_single=True,
     ),
     arguments=motif_inputs,
-    sizes=((3, 12, 12), (2, 10, 14)),
-    sample=image_sample(4),
-    grid=halved,
+    **LATENTS,
     blocks=("MotifVideoTransformerBlock", "MotifVideoSingleTransformerBlock"),
     depths=("num_layers", "num_single_layers"),
 )

@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @contextmanager
@@ -22,3 +23,11 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
 def each_sample(batch: int, *shape: int, seed: int = 0) -> Tensor:
     """Noise (batch, *shape); a sample does not depend on the batch."""
     return torch.stack([noise(*shape, seed=100 * seed + index) for index in range(batch)])
+
+
+def filled(network: Any, *parts: str, std: float = 0.2) -> Any:
+    """The network with noise in parameters with such names, which are zero, or not set at all, before training."""
+    for name, parameter in network.named_parameters():
+        if any(part in name for part in parts):
+            nn.init.normal_(parameter, std=std)
+    return network

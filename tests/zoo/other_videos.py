@@ -17,7 +17,7 @@ from diffusers.models.embeddings import get_3d_rotary_pos_embed_allegro
 from torch import Tensor, nn
 
 from zoo.architecture import Architecture, Arguments, Size, halved, mask_last, pooled_inputs, text_inputs
-from zoo.noise import each_sample, noise
+from zoo.noise import each_sample, filled, noise
 from zoo.videos import LATENTS, frames_first, rotary_inputs
 
 FACES = 3
@@ -75,11 +75,7 @@ def any_flow_inputs(sample: Tensor, size: Size, text: int) -> Arguments:
 def kandinsky5(**changes: Any) -> nn.Module:
     options = {"in_text_dim": 8, "in_text_dim2": 8, "time_dim": 8, "model_dim": 24, "ff_dim": 32, "num_text_blocks": 1}
     network = Kandinsky5Transformer3DModel(**options | {"num_visual_blocks": 2, "axes_dims": (4, 4, 4)} | changes)
-    for name, parameter in network.named_parameters():
-        # Zero in a fresh network, which would show nothing.
-        if "modulation.out_layer.weight" in name:
-            nn.init.normal_(parameter, std=0.2)
-    return network
+    return filled(network, "modulation.out_layer.weight")
 
 
 KANDINSKY5 = Architecture(

@@ -56,9 +56,16 @@ def image_positions(sample: Tensor, size: Size, width: int = 3) -> Tensor:
     return torch.cat([image, positions(3, 3, first=1, width=width)]) if with_reference else image
 
 
+def positioned_inputs(sample: Tensor, size: Size, text: int, width: int = 3) -> Arguments:
+    return text_inputs(sample, size, text) | {
+        "timestep": torch.full((len(sample),), 0.5),
+        "img_ids": image_positions(sample, size, width),
+        "txt_ids": torch.zeros(text, width),
+    }
+
+
 def flux_inputs(sample: Tensor, size: Size, text: int) -> Arguments:
-    time, ids = torch.full((len(sample),), 0.5), image_positions(sample, size)
-    return pooled_inputs(sample, size, text) | {"timestep": time, "img_ids": ids, "txt_ids": torch.zeros(text, 3)}
+    return pooled_inputs(sample, size, text) | positioned_inputs(sample, size, text)
 
 
 def bria_inputs(sample: Tensor, size: Size, text: int) -> Arguments:
@@ -66,8 +73,7 @@ def bria_inputs(sample: Tensor, size: Size, text: int) -> Arguments:
 
 
 def flux2_inputs(sample: Tensor, size: Size, text: int) -> Arguments:
-    time, ids = torch.full((len(sample),), 0.5), image_positions(sample, size, 4)
-    return text_inputs(sample, size, text) | {"timestep": time, "img_ids": ids, "txt_ids": torch.zeros(text, 4)}
+    return positioned_inputs(sample, size, text, width=4)
 
 
 def qwen_inputs(sample: Tensor, size: Size, text: int) -> Arguments:

@@ -9,7 +9,7 @@ from diffusers import (
     NucleusMoEImageTransformer2DModel,
     QwenImage21Transformer2DModel,
 )
-from torch import Tensor, nn
+from torch import Tensor
 
 from zoo.architecture import (
     TOKENS,
@@ -18,38 +18,19 @@ from zoo.architecture import (
     Size,
     area,
     image_sample,
-    mask_last,
-    text_inputs,
-    token_sample,
     whole,
 )
-from zoo.noise import each_sample
+from zoo.noise import each_sample, filled
+from zoo.packed_images import PACKED, qwen_inputs
 
 EVEN = ((8, 8), (6, 10))
 """Of tokens that the network takes in groups of 2 x 2."""
 
 
-def filled(network: Any, *parts: str) -> Any:
-    """The network with noise in parameters that are zero, or nothing at all, before training."""
-    for name, parameter in network.named_parameters():
-        if any(part in name for part in parts):
-            nn.init.normal_(parameter, std=0.2)
-    return network
-
-
-def half_time(batch: int) -> Tensor:
-    return torch.full((batch,), 0.5)
-
-
 def qwen21_inputs(sample: Tensor, size: Size, text: int) -> Arguments:
     """A text, and the image behind it, of which a slot in the mask is four tokens."""
     slots = torch.arange(text + area(size) // 4) >= text
-    return text_inputs(sample, size, text) | {
-        "encoder_hidden_states_mask": mask_last(len(sample), text).bool(),
-        "timestep": half_time(len(sample)),
-        "img_shapes": [[(1, *size)]] * len(sample),
-        "img_mask": slots.expand(len(sample), -1),
-    }
+    return qwen_inputs(sample, size, text) | {"img_mask": slots.expand(len(sample), -1)}
 
 
 def ernie_inputs(sample: Tensor, size: Size, text: int) -> Arguments:
@@ -59,11 +40,7 @@ def ernie_inputs(sample: Tensor, size: Size, text: int) -> Arguments:
 
 
 def nucleus_inputs(sample: Tensor, size: Size, text: int) -> Arguments:
-    return text_inputs(sample, size, text) | {
-        "encoder_hidden_states_mask": mask_last(len(sample), text).bool(),
-        "timestep": half_time(len(sample)),
-        "img_shapes": [(1, *size)] * len(sample),
-    }
+    return qwen_inputs(sample, size, text) | {"img_shapes": [(1, *size)] * len(sample)}
 
 
 def ernie(**options: Any) -> ErnieImageTransformer2DModel:
@@ -86,9 +63,7 @@ QWEN_IMAGE_21 = Architecture(
         axes_dims_rope=(4, 6, 6),
     ),
     arguments=qwen21_inputs,
-    sizes=EVEN,
-    sample=token_sample(4),
-    grid=whole,
+    **PACKED | {"sizes": EVEN},
     blocks=("QwenImage21TransformerBlock",),
 )
 ERNIE_IMAGE = Architecture(
@@ -128,9 +103,7 @@ NUCLEUS_IMAGE = Architecture(
         capacity_factors=1.0,
     ),
     arguments=nucleus_inputs,
-    sizes=TOKENS,
-    sample=token_sample(4),
-    grid=whole,
+    **PACKED,
     blocks=("NucleusMoEImageTransformerBlock",),
     refused=("block",),
 )

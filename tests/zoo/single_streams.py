@@ -11,10 +11,10 @@ from diffusers import (
 )
 from torch import Tensor
 
-from zoo.architecture import PIXELS, Architecture, Arguments, Size, area, halved, image_sample, text_inputs, timestep
+from zoo.architecture import Architecture, Arguments, Size, area, halved, text_inputs, timestep
+from zoo.latent_images import LATENTS
 from zoo.noise import each_sample
 
-LATENTS = {"sizes": PIXELS, "sample": image_sample(4), "grid": halved}
 REFINERS = ("noise_refiner", "context_refiner")
 MULTIPLE = 32
 """Z-Image pads image and text each to a multiple of this."""

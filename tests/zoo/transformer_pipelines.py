@@ -94,9 +94,12 @@ def sd3(cls: type = StableDiffusion3Pipeline) -> Any:
     return build(cls, flow(shift=3.0), network("SD3"), autoencoder(), *texts)
 
 
+def unipc() -> UniPCMultistepScheduler:
+    return UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
+
+
 def wan(**others: Any) -> Any:
-    scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
-    return build(WanPipeline, scheduler, network("Wan"), None, "text_encoder", "tokenizer", **others)
+    return build(WanPipeline, unipc(), network("Wan"), None, "text_encoder", "tokenizer", **others)
 
 
 def two_wans() -> Any:
@@ -127,26 +130,13 @@ def cogvideox() -> Any:
     )
 
 
-def chroma() -> Any:
-    scheduler = flow(use_dynamic_shifting=True)
-    return build(
-        ChromaPipeline, scheduler, network("Chroma", in_channels=16), autoencoder(), "text_encoder", "tokenizer"
-    )
-
-
-def z_image() -> Any:
-    scheduler = flow(use_dynamic_shifting=True)
-    return build(ZImagePipeline, scheduler, network("Z-Image"), autoencoder(), "text_encoder", "tokenizer")
-
-
-def lumina2() -> Any:
-    scheduler = flow(use_dynamic_shifting=True)
-    return build(Lumina2Pipeline, scheduler, network("Lumina 2"), autoencoder(), "text_encoder", "tokenizer")
+def shifted(cls: type, transformer: nn.Module) -> Any:
+    """A pipeline of pictures with one text encoder, whose schedule depends on the size."""
+    return build(cls, flow(use_dynamic_shifting=True), transformer, autoencoder(), "text_encoder", "tokenizer")
 
 
 def skyreels() -> Any:
-    scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
-    return build(SkyReelsV2Pipeline, scheduler, network("SkyReels-V2"), None, "text_encoder", "tokenizer")
+    return build(SkyReelsV2Pipeline, unipc(), network("SkyReels-V2"), None, "text_encoder", "tokenizer")
 
 
 def ltx() -> Any:
@@ -184,9 +174,19 @@ PIPELINES: dict[str, Pipeline] = {
     ),
     "DiT": Pipeline(dit, {"class_labels": [1], "output_type": "np"}),
     "CogVideoX": Pipeline(cogvideox, LATENT | PROMPTS | CLIP, ("cond_uncond",)),
-    "Chroma": Pipeline(chroma, LATENT | PROMPTS | MASKS | SQUARE, COUNTED, 2),
-    "Z-Image": Pipeline(z_image, LATENT | EACH_OF_A_LIST | SQUARE),
-    "Lumina 2": Pipeline(lumina2, LATENT | PROMPTS | COUNTS | {"height": 128, "width": 128}, COUNTED, 2),
+    "Chroma": Pipeline(
+        lambda: shifted(ChromaPipeline, network("Chroma", in_channels=16)),
+        LATENT | PROMPTS | MASKS | SQUARE,
+        COUNTED,
+        2,
+    ),
+    "Z-Image": Pipeline(lambda: shifted(ZImagePipeline, network("Z-Image")), LATENT | EACH_OF_A_LIST | SQUARE),
+    "Lumina 2": Pipeline(
+        lambda: shifted(Lumina2Pipeline, network("Lumina 2")),
+        LATENT | PROMPTS | COUNTS | {"height": 128, "width": 128},
+        COUNTED,
+        2,
+    ),
     "SkyReels-V2": Pipeline(skyreels, LATENT | PROMPTS | CLIP, BOTH, 2),
     "LTX": Pipeline(ltx, LATENT | PROMPTS | MASKS | {"height": 192, "width": 192, "num_frames": 17}, ("cond_uncond",)),
 }

@@ -34,11 +34,7 @@ from zoo.more_videos import (
 )
 from zoo.other_videos import ALLEGRO, ANY_FLOW, CONSIS_ID, EASY_ANIMATE, HELIOS, KANDINSKY5, KANDINSKY6
 from zoo.packed_images import BRIA, FLUX, FLUX2, FLUX2_WITH_REFERENCE, FLUX_KONTEXT, QWEN_IMAGE, QWEN_IMAGE_EDIT
-from zoo.qwen_kin import (
-    ERNIE_IMAGE,
-    NUCLEUS_IMAGE,
-    QWEN_IMAGE_21,
-)
+from zoo.qwen_kin import ERNIE_IMAGE, NUCLEUS_IMAGE, QWEN_IMAGE_21
 from zoo.single_streams import HIDREAM, LUMINA2, OMNIGEN, Z_IMAGE
 from zoo.videos import CHRONO_EDIT, COGVIDEOX, HUNYUAN_VIDEO, HUNYUAN_VIDEO_I2V, LTX, WAN, WAN_TI2V
 

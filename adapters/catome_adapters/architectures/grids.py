@@ -13,9 +13,9 @@ from catome_adapters.sites.site import Reason
 
 def measure_for(network: nn.Module) -> Measure | Reason:
     """How the network's arguments give the grid; or what was looked for."""
-    names, patch = Signature.of(network).names, patch_size(network)
     if make := MEASURES.get(type(network).__name__):
         return make(network)
+    names, patch = Signature.of(network).names, patch_size(network)
     if hasattr(network, "temporal_transformer_blocks"):
         return Reason(
             f"{type(network).__name__} attends within every frame and over frames in turn, so that no grid is that of "

@@ -125,15 +125,20 @@ def channels_last(network: nn.Module) -> Measure:
     return measure
 
 
-def last_shape(arguments: Mapping[str, Any]) -> GridSize:
+def last_shape(network: nn.Module) -> Measure:
     """Qwen-Image 2.1: the last of `img_shapes` is the one drawn, and nothing is behind it.
 
     Examples:
-        >>> last_shape({"img_shapes": [[(1, 9, 9), (1, 3, 4)]]})
+        >>> last_shape(nn.Identity())({"img_shapes": [[(1, 9, 9), (1, 3, 4)]]})
         GridSize(shape=(3, 4), extra=0)
     """
-    reversed_shapes = [sample[::-1] for sample in arguments["img_shapes"]]
-    return GridSize(grid_size(shapes_from("img_shapes")({"img_shapes": reversed_shapes})).shape, 0)
+    of_first = shapes_from("img_shapes")
+
+    def measure(arguments: Mapping[str, Any]) -> GridSize:
+        last_first = [sample[::-1] for sample in arguments["img_shapes"]]
+        return GridSize(grid_size(of_first({"img_shapes": last_first})).shape, 0)
+
+    return measure
 
 
 def frames_first(network: nn.Module) -> Measure:
@@ -174,7 +179,7 @@ MEASURES: dict[str, Callable[[nn.Module], Measure | Reason]] = {
     "Kandinsky6Transformer3DModel": channels_last,
     "Krea2Transformer2DModel": lambda network: PositionsAtEnd(),
     "Lumina2Transformer2DModel": behind_text,
-    "QwenImage21Transformer2DModel": lambda network: last_shape,
+    "QwenImage21Transformer2DModel": last_shape,
     "ZImageTransformer2DModel": lambda network: listed_images,
 }
 """By the class of a network: how its grid is measured. Each network gets a measure of its own, since some remember."""

@@ -4,13 +4,10 @@ import pytest
 import torch
 
 from catome_adapters import attach
-from running import ONCE, call, make_recipe
+from running import ONCE, SCOPES, call, make_recipe
 from zoo.single_streams import HIDREAM, LUMINA2, OMNIGEN, Z_IMAGE
 
 pytestmark = pytest.mark.usefixtures("without_gradients")
-
-SCOPES = ("attention", "keys", "block")
-
 
 OTHERS = {
     "one size": (Z_IMAGE, {"x": [torch.zeros(4, 1, 16, 16), torch.zeros(4, 1, 12, 16)]}),
