@@ -55,7 +55,7 @@ def open_pipeline(model: str, device: str = "cpu", dtype: torch.dtype = torch.fl
     """
     arch = shipped_arch(model)
     if arch is not None:
-        return load_shipped(arch).to(device, dtype)
+        return load_shipped(arch, dtype).to(device)
     folder = Path(model)
     if folder.is_dir() and not (folder / "model_index.json").is_file():
         raise ValueError(f"{model} has no model_index.json; pass a folder that save_pretrained of a pipeline wrote")

@@ -175,8 +175,12 @@ PIPELINES: dict[Arch, type[ClassPipeline]] = {
 }
 
 
-def load_shipped(arch: Arch = "unet") -> ClassPipeline:
-    """Load the trained model of this architecture that ships with the library, in float32, ready to draw.
+def load_shipped(arch: Arch = "unet", dtype: torch.dtype = torch.float32) -> ClassPipeline:
+    """Load the trained model of this architecture that ships with the library, ready to draw.
+
+    Args:
+        arch: The architecture.
+        dtype: Of the weights, and of what is computed with them.
 
     Raises:
         ValueError: If there is no such model.
@@ -188,4 +192,4 @@ def load_shipped(arch: Arch = "unet") -> ClassPipeline:
     """
     if arch not in PIPELINES:
         raise ValueError(f"arch is {arch!r}; expected one of {list(PIPELINES)}")
-    return PIPELINES[arch].from_pretrained(find_weights(arch), use_safetensors=True)
+    return PIPELINES[arch].from_pretrained(find_weights(arch), dtype=dtype, use_safetensors=True)

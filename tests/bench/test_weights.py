@@ -1,15 +1,18 @@
 """Where the shipped models come from: a checkout, the distribution of their weights, or nowhere."""
 
+import logging
 import sys
 from pathlib import Path
 from shutil import copytree, ignore_patterns
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from catome_bench.cli import app
 from catome_bench.models import load_shipped, weights
 from catome_bench.models.pipeline import PIPELINES
+from catome_bench.open import open_pipeline
 
 CHECKOUT = weights.SHIPPED
 
@@ -59,3 +62,11 @@ def test_wheel_finds_the_weights_of_the_other_distribution(arch, wheel, distribu
 
 def test_both_have_the_configurations(wheel):
     assert {path.name for path in wheel.rglob("*.json")} >= {"model_index.json", "config.json"}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_dtype_is_that_of_the_call_without_a_warning_of_diffusers(dtype, caplog, monkeypatch):
+    """It warns of a cast behind `from_pretrained`, whatever the network, and users would read that first."""
+    monkeypatch.setattr(logging.getLogger("diffusers"), "propagate", True)
+    assert {parameter.dtype for parameter in open_pipeline("unet", dtype=dtype).network.parameters()} == {dtype}
+    assert not caplog.messages

@@ -1,6 +1,8 @@
 """The shipped pipelines around tiny networks with random weights, for what does not depend on the pictures."""
 
+import torch
 from diffusers import DiTTransformer2DModel, UNet2DConditionModel
+from torch import nn
 
 from catome_bench.models.pipeline import PIPELINES, ClassPipeline
 from catome_bench.models.untrained import TOKENS_PER_CLASS, build_scheduler
@@ -40,8 +42,8 @@ def tiny_dit() -> DiTTransformer2DModel:
     )
 
 
-def tiny_shipped(arch: str = "unet") -> ClassPipeline:
+def tiny_shipped(arch: str = "unet", dtype: torch.dtype = torch.float32) -> ClassPipeline:
     """In the place of `load_shipped`, the same at every call."""
     with seeded():
         network = {"unet": tiny_unet, "dit": tiny_dit}[arch]().eval()
-    return PIPELINES[arch](network, build_scheduler())
+    return PIPELINES[arch](nn.Module.to(network, dtype), build_scheduler())

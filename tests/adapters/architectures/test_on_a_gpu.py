@@ -1,0 +1,77 @@
+"""On a GPU every transformer gives what it gives on a CPU, and merging never waits for the device in between."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+from torch.utils._pytree import tree_map
+
+from catome_adapters import MergeRecipe, attach
+from catome_core import Lattice
+from running import make_recipe, run, run_merged
+from zoo.transformers import ALL_ARCHITECTURES
+
+STEPS = range(3)
+LATTICES = {
+    "lattice": MergeRecipe(Lattice(), scope="keys", levels="all"),
+    "near": MergeRecipe(Lattice(near=1), scope="keys", levels="all"),
+}
+RECIPES = LATTICES | {"matched": make_recipe("keys", spare="fill")}
+
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
+    pytest.mark.parametrize("name", ALL_ARCHITECTURES),
+]
+
+
+@pytest.fixture(autouse=True)
+def full_precision(monkeypatch) -> None:
+    """Convolutions, too, which by default round to 10 bits on a GPU."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
+@contextmanager
+def on_the_gpu(network: torch.nn.Module) -> Iterator[list[str]]:
+    """Calls take their arguments to the GPU; collects the places at which one then waits for it."""
+    waits: list[str] = []
+
+    def begin(_, args, kwargs):
+        moved = tree_map(lambda value: value.cuda() if isinstance(value, torch.Tensor) else value, (args, kwargs))
+        torch.cuda.set_sync_debug_mode("warn")
+        return moved
+
+    def end(*_):
+        torch.cuda.set_sync_debug_mode("default")
+
+    network.cuda()
+    with (
+        network.register_forward_pre_hook(begin, with_kwargs=True, prepend=True),
+        network.register_forward_hook(end, always_call=True),
+        warnings.catch_warnings(record=True) as caught,
+    ):
+        warnings.simplefilter("always")
+        yield waits
+    waits += [f"{one.filename}:{one.lineno}" for one in caught if "synchroniz" in str(one.message)]
+
+
+@pytest.mark.parametrize("recipe", LATTICES.values(), ids=LATTICES)
+def test_keys_on_a_lattice_are_those_of_a_cpu(subject, network, recipe):
+    expected = run_merged(subject, network, recipe, steps=STEPS)
+    with on_the_gpu(network):
+        found = run_merged(subject, network, recipe, steps=STEPS)
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours.cpu(), theirs, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_a_step_that_matches_nothing_does_not_wait(subject, network, recipe):
+    with on_the_gpu(network) as unmerged:
+        run(subject, network, steps=STEPS[:1])
+    with attach(network, recipe) as session:
+        with on_the_gpu(network):
+            run(subject, network, session, steps=STEPS[:2])
+        with on_the_gpu(network) as merged:
+            run(subject, network, session, steps=STEPS[2:])
+    assert merged == unmerged
