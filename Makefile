@@ -7,6 +7,9 @@ JOBS ?= 2
 PASTED := peft torchao pytest "sybil>=8"
 VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' catome/__init__.py)
 
+# Every test process imports thousands of modules, whose bytecode is made once.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test lint types docs figures matrix endurance lowest build check publish clean
 
 demo: $(VENV)/.bench

@@ -101,6 +101,9 @@ CALLED_OTHERWISE: dict[str, Architecture] = {
     "SkyReels-V2 forcing": SKYREELS_FORCING,
     "Cosmos Video2World": COSMOS_VIDEO2WORLD,
 }
+COMPILED_BY_BLOCKS = ("DiT", "SD3", "Flux", "Wan")
+"""The compiler takes its time, so that it gets the blocks of these around attention, and the others as a whole: tokens
+without text and with it, blocks of one kind and of two, an image and a video."""
 ALL_ARCHITECTURES = ARCHITECTURES | MORE_ARCHITECTURES | CALLED_OTHERWISE
 SCOPES_THAT_WORK = [
     (name, scope) for name, scope in product(ALL_ARCHITECTURES, SCOPES) if scope not in ALL_ARCHITECTURES[name].refused

@@ -6,12 +6,11 @@ from torch._dynamo.testing import CompileCounter
 
 from catome_adapters import attach
 from running import ONCE, assert_close, call, make_recipe
-from zoo.transformers import ARCHITECTURES, SCOPES_THAT_WORK
+from zoo.transformers import ARCHITECTURES, COMPILED_BY_BLOCKS
 
 pytestmark = pytest.mark.usefixtures("fresh_compiler", "without_gradients")
 
-# Around attention, test_compile_blocks compiles the blocks of each.
-CASES = {name: scope for name, scope in SCOPES_THAT_WORK if name in ARCHITECTURES}
+CASES = dict.fromkeys(ARCHITECTURES, "attention") | dict.fromkeys(COMPILED_BY_BLOCKS, "block")
 
 
 @pytest.mark.parametrize(("name", "scope"), [*CASES.items()])

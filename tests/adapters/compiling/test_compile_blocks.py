@@ -13,20 +13,19 @@ from catome_adapters import MergeSite, attach, compile_blocks, find_sites
 from running import assert_close, make_recipe, run, unet_recipe
 from zoo.architecture import Architecture
 from zoo.noise import noise, seeded
-from zoo.transformers import ARCHITECTURES
+from zoo.transformers import ARCHITECTURES, COMPILED_BY_BLOCKS
 from zoo.unets import SD, sd_unet
 
 LAYERS = 4
-DEEP = {"Flux": {"num_layers": LAYERS, "num_single_layers": LAYERS}}
-DEEP["HunyuanVideo"] = DEEP["Flux"]
 WITHOUT_NAMES = ["DiT", "PixArt", "SD3", "CogVideoX"]
-CASES = [(name, "attention") for name in ARCHITECTURES] + [("PixArt", "keys"), ("Wan", "keys"), ("Wan", "block")]
+CASES = [(name, "attention") for name in COMPILED_BY_BLOCKS] + [("PixArt", "keys"), ("Wan", "keys"), ("Wan", "block")]
 
 pytestmark = pytest.mark.usefixtures("fresh_compiler", "without_gradients")
 
 
 def deep(name: str) -> nn.Module:
-    return ARCHITECTURES[name].network(**DEEP.get(name, {"num_layers": LAYERS}))
+    kind = ARCHITECTURES[name]
+    return kind.network(**dict.fromkeys(kind.depths, LAYERS))
 
 
 def count_graphs(network: nn.Module, kind: Architecture) -> int:
