@@ -9,7 +9,7 @@ from diffusers import ControlNetModel, UNet2DConditionModel
 from torch import Tensor, nn
 
 from catome_bench.models.untrained import TOKENS_PER_CLASS
-from zoo.noise import each_sample, seeded
+from zoo.noise import each_sample, filled, seeded
 
 TEXT_WIDTH = 8
 CLASSES = ("cat", "dog")
@@ -85,9 +85,7 @@ def controlnet(unet: UNet2DConditionModel) -> ControlNetModel:
     """A ControlNet for the autoencoder below, with closing convolutions that are not zero: what it computes is seen."""
     with seeded(1):
         net = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(8, 8)).eval()
-        for parameter in net.controlnet_down_blocks.parameters():
-            nn.init.normal_(parameter, std=0.3)
-    return net
+        return filled(net, "controlnet_down_blocks", std=0.3)
 
 
 def conditions(unet: nn.Module, batch: int) -> dict[str, Any]:

@@ -15,17 +15,14 @@ from torch import Tensor, nn
 from catome_adapters import attach, find_sites
 from running import all_differ, assert_same, make_recipe, run
 from zoo.architecture import Architecture, Arguments, Size, image_sample, text_inputs
-from zoo.noise import noise, seeded
+from zoo.noise import filled, noise, seeded
 from zoo.transformers import ARCHITECTURES
 from zoo.videos import WAN
 
 
 def open_ends(controlnet: nn.Module) -> nn.Module:
     """A fresh ControlNet ends in layers of zeros, and would show nothing."""
-    for name, parameter in controlnet.named_parameters():
-        if name.startswith("controlnet_"):
-            nn.init.normal_(parameter, std=0.3)
-    return controlnet.eval()
+    return filled(controlnet, "controlnet_", std=0.3).eval()
 
 
 class Controlled(nn.Module):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_map_only
 
 from catome_adapters import RECIPES, MergeSession, attach
 from running import TOTAL, assert_same, make_recipe
@@ -25,7 +25,7 @@ pytestmark = [
 
 def in_fake_mode(network: nn.Module, inputs: dict[str, Any]) -> None:
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        network(**tree_map(lambda value: mode.from_tensor(value) if isinstance(value, Tensor) else value, inputs))
+        network(**tree_map_only(Tensor, mode.from_tensor, inputs))
 
 
 WAYS: dict[str, Callable[[nn.Module, dict[str, Any]], Any]] = {
