@@ -41,7 +41,10 @@ def joins_on(call: dict[str, Any], field: NearField) -> int | None:
         and min(part.keys for part in field.parts) > 1
         and call.get("attn_mask") is None
         and not call.get("dropout_p")
-        and query.shape == key.shape == value.shape
+        # As many heads; only of tokens there may be other numbers.
+        and query.shape[:2] == key.shape[:2]
+        and query.shape[3] == key.shape[3]
+        and key.shape == value.shape
         and query.dtype == key.dtype == value.dtype
         and query.shape[-1] % CHANNEL_MULTIPLE == 0
         and query.shape[-1] <= MOST_CHANNELS

@@ -34,14 +34,15 @@ def attend_near_and_far(
     plain attention.
 
     Args:
-        call: Arguments of `scaled_dot_product_attention` by name; query, key and value have four dimensions. A mask
-            may have one row for all queries or one for each; far keys have the entries of their anchors.
+        call: Arguments of `scaled_dot_product_attention` by name; query, key and value have four dimensions. Queries
+            may be those of the grid alone. A mask may have one row for all queries or one for each; far keys have the
+            entries of their anchors.
         anchors: The raster position (int64) in the grid of one token of every cell, as from `choose_destinations`.
         field: Which keys are near, and where the grid's tokens are in the sequence.
         takes_mask: Whether the kernel may have a mask. False: what each key counts for is in channels of its own.
 
     Returns:
-        The attended values. Differentiable.
+        The attended values, as many as there are queries. Differentiable.
 
     Raises:
         ValueError: If attention is causal, or the shape of an argument does not fit the field.
@@ -59,12 +60,14 @@ def attend_near_and_far(
     if field.covers_grid:
         return scaled_dot_product_attention(**call)
     index = index_field(field, call["query"])
+    if call["query"].shape[2] < field.tokens:
+        index = index.asked_by_grid(field)
     backend = joins_on(call, field) if takes_mask else None
     if backend is None:
         attended = _attend_tiles(call, anchors, index, field.lead, takes_mask)
     else:
         attended = attend_joined(call, anchors, field, index, backend)
-    if field.outside:
+    if len(index.outside):
         attended = torch.cat([_attend_outside(call, index.outside).transpose(1, 2), attended], 1)
     return attended.index_select(1, index.inverse).transpose(1, 2)
 
@@ -102,7 +105,7 @@ def _attend_some_tiles(
     indices = {"query": queries, "key": keys, "value": keys}
     tiled: dict[str, Any] = call | {name: _gather(call[name], own) for name, own in indices.items()}
     if mask is not None:
-        bias = bias + _gather_mask(to_additive(mask, query.dtype), queries, keys, query)
+        bias = bias + _gather_mask(to_additive(mask, query.dtype), queries, keys, call["key"])
     if takes_mask or bias.shape[1:3] != (1, 1):
         tiled["attn_mask"] = bias.to(query.dtype)
         attended = scaled_dot_product_attention(**tiled)
@@ -129,10 +132,10 @@ def _gather(
 
 
 def _gather_mask(
-    mask: Float[Tensor, "..."], queries: Int[Tensor, "tiles n"], keys: Int[Tensor, "tiles keys"], query: Tensor
+    mask: Float[Tensor, "..."], queries: Int[Tensor, "tiles n"], keys: Int[Tensor, "tiles keys"], key: Tensor
 ) -> Float[Tensor, "batch*tiles heads|1 n|1 keys"]:
     """The caller's mask at the queries and keys of every tile."""
-    mask = mask.reshape((1,) * (4 - mask.ndim) + mask.shape).expand(len(query), -1, -1, query.shape[2])
+    mask = mask.reshape((1,) * (4 - mask.ndim) + mask.shape).expand(len(key), -1, -1, key.shape[2])
     if mask.shape[2] == 1:
         tiled = mask[:, :, None].transpose(1, 2)
     else:
@@ -143,18 +146,20 @@ def _gather_mask(
 def _check(call: dict[str, Any], anchors: Tensor, field: NearField) -> None:
     tokens, cells = field.tokens, field.grid.destinations
     for name in ("query", "key", "value"):
-        if call[name].ndim != 4 or call[name].shape[2] != tokens:
+        lengths = (tokens, field.grid.area) if name == "query" else (tokens,)
+        if call[name].ndim != 4 or call[name].shape[2] not in lengths:
             raise ValueError(
                 f"{name} has shape {tuple(call[name].shape)}; expected (batch, heads, {tokens}, channels) for {field}: "
-                "a near field is for self-attention, with all tokens in the order of the sequence"
+                "a near field is for self-attention, with all tokens in the order of the sequence; queries may be "
+                f"those of the grid alone, here {field.grid.area}"
             )
     if anchors.shape != (cells,):
         raise ValueError(
             f"anchors has shape {tuple(anchors.shape)}; expected ({cells},), a token of every cell of {field.grid}"
         )
-    mask = call.get("attn_mask")
-    if mask is not None and (mask.ndim < 2 or mask.shape[-2] not in (1, tokens) or mask.shape[-1] not in (1, tokens)):
+    mask, queries = call.get("attn_mask"), call["query"].shape[2]
+    if mask is not None and (mask.ndim < 2 or mask.shape[-2] not in (1, queries) or mask.shape[-1] not in (1, tokens)):
         raise ValueError(
-            f"attn_mask has shape {tuple(mask.shape)}; expected one row or a row for each of the {tokens} tokens, "
-            "and a column for each: leave the mask out, or attend without a near field"
+            f"attn_mask has shape {tuple(mask.shape)}; expected one row or one for each of the {queries} queries, "
+            f"and a column for each of {tokens} tokens: leave the mask out, or attend without a near field"
         )

@@ -39,6 +39,11 @@ class FieldIndex(NamedTuple):
     bias: Float32[Tensor, "1|tiles 1 1 keys"]
     inverse: Int[Tensor, "tokens"]
 
+    def asked_by_grid(self, field: NearField) -> FieldIndex:
+        """The same where only the grid's tokens are queries, counted from the first of them."""
+        inverse = self.inverse[field.lead : field.tokens - field.back] - field.outside
+        return self._replace(outside=self.outside[:0], queries=self.queries - field.lead, inverse=inverse)
+
 
 def index_field(field: NearField, tokens: Tensor) -> FieldIndex:
     """The index for a call with these tokens: computed in compiled code, else kept from call to call."""

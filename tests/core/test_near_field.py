@@ -112,6 +112,19 @@ def test_mask_of_the_caller_counts_at_near_keys_and_at_anchors(scene, kind, take
     torch.testing.assert_close(actual, weighted(call, scene.weights, added), **TOLERANCE)
 
 
+@given(scenes(), st.sampled_from(["none", "row", "rows"]), either)
+def test_queries_of_the_grid_alone_get_what_they_get_among_all(scene, kind, takes_mask):
+    """Where text gives keys only."""
+    call, field = scene.call(), scene.field
+    asked = slice(field.lead, field.tokens - field.back)
+    call["query"] = call["query"][:, :, asked]
+    rows = {"none": [], "row": [1], "rows": [field.grid.area]}[kind]
+    mask = scene.make(*rows, field.tokens) if rows else None
+    actual = attend_near_and_far(call | {"attn_mask": mask}, scene.anchors, field, takes_mask=takes_mask)
+    expected = weighted(call, scene.weights[asked], 0.0 if mask is None else mask)
+    torch.testing.assert_close(actual, expected, **TOLERANCE)
+
+
 @given(scenes())
 def test_fewer_key_heads_than_query_heads(scene):
     call = scene.call(key_heads=1)
@@ -264,7 +277,11 @@ FIELD = NearField(TokenGrid((6, 6)), near=0, tile=2)
         ({"is_causal": True}, "attention is causal"),
         ({"key": torch.zeros(1, 1, 9, 4)}, r"key has shape \(1, 1, 9, 4\); expected \(batch, heads, 36, channels\)"),
         ({"query": torch.zeros(1, 36, 4)}, r"query has shape \(1, 36, 4\); expected"),
-        ({"attn_mask": torch.zeros(5, 36)}, r"attn_mask has shape \(5, 36\); expected one row or a row for each"),
+        ({"query": torch.zeros(1, 1, 35, 4)}, r"queries may be those of the grid alone, here 36"),
+        (
+            {"attn_mask": torch.zeros(5, 36)},
+            r"attn_mask has shape \(5, 36\); expected one row or one for each of the",
+        ),
         ({"attn_mask": torch.zeros(36)}, r"attn_mask has shape \(36,\); expected"),
     ],
 )
