@@ -10,13 +10,17 @@ VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' catome/__init__.py)
 # Every test process imports thousands of modules, whose bytecode is made once.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test lint types docs figures matrix endurance lowest build check publish clean
+.PHONY: demo test thorough lint types docs figures matrix endurance lowest build check publish clean
 
 demo: $(VENV)/.bench
 	$(BIN)/catome demo $(DEMO)
 
 test: $(VENV)/.dev
 	HYPOTHESIS_PROFILE=ci $(BIN)/python -m pytest -n $(JOBS) $(TESTS)
+
+# Those as well that are marked as taking long, and more examples of every law: before a release.
+thorough: $(VENV)/.dev
+	HYPOTHESIS_PROFILE=thorough $(BIN)/python -m pytest -n $(JOBS) -m '' $(TESTS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
@@ -70,7 +74,7 @@ publish: check
 	@echo 'Left to do:'
 	@echo '1. CHANGELOG.md: the day instead of "unreleased". README.md: no relative link or picture, which PyPI cannot show.'
 	@echo '   pyproject.toml: Repository and Documentation under [project.urls].'
-	@echo '2. make lint types docs test lowest'
+	@echo '2. make lint types docs thorough lowest matrix: the table of docs/architectures.md must not change.'
 	@echo '3. A signed tag: git tag -s v$(VERSION) && git push --tags'
 	@echo '4. Signatures: gpg --armor --detach-sign of each file in dist, for the release page.'
 	@echo '5. The weights, if their version is new: $(BIN)/twine upload dist/catome_weights-*'

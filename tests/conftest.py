@@ -1,4 +1,4 @@
-"""Hypothesis profiles, chosen by HYPOTHESIS_PROFILE ("dev" is quick and never the same, "ci" always), and fixtures."""
+"""Hypothesis profiles, chosen by HYPOTHESIS_PROFILE ("dev" is quick, and never the same), and fixtures."""
 
 import gc
 import os
@@ -14,7 +14,8 @@ from catome_adapters.prediction.worth import Worth
 # A first example pays for imports and warm-up: no deadline, and no complaint about slow drawing.
 EVERYWHERE = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("dev", max_examples=25, **EVERYWHERE)
-settings.register_profile("ci", max_examples=120, derandomize=True, **EVERYWHERE)
+settings.register_profile("ci", max_examples=50, derandomize=True, **EVERYWHERE)
+settings.register_profile("thorough", max_examples=200, derandomize=True, **EVERYWHERE)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "dev"))
 
 # The tensors are tiny: threads cost more than they bring.

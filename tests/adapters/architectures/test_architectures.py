@@ -5,16 +5,21 @@ import torch
 from torch import nn
 from torch.overrides import _get_current_function_mode_stack
 
-from catome_adapters import attach
+from catome_adapters import MergeRecipe, attach
+from catome_core import Lattice
 from probes import Interrupted, anatomy, failing
 from running import ONCE, TOTAL, call, make_recipe
-from zoo.transformers import ALL_ARCHITECTURES, SCOPES_THAT_WORK
+from tiers import EVERY_SCOPE, SCOPES_OF_TEN, TEN
+from zoo.transformers import ALL_ARCHITECTURES
 
 pytestmark = pytest.mark.usefixtures("without_gradients")
 
 SPARES = ("pad", "fill")
+COVERING = 8
 every_architecture = pytest.mark.parametrize("name", ALL_ARCHITECTURES)
-every_scope = pytest.mark.parametrize(("name", "scope"), SCOPES_THAT_WORK)
+ten_architectures = pytest.mark.parametrize("name", TEN)
+every_scope = pytest.mark.parametrize(("name", "scope"), EVERY_SCOPE)
+scopes_of_ten = pytest.mark.parametrize(("name", "scope"), SCOPES_OF_TEN)
 
 
 def last_projection(attention: nn.Module) -> nn.Module:
@@ -58,7 +63,17 @@ def test_merging_changes_the_output_and_keeps_it_finite(subject, network, scope,
     assert not torch.allclose(merged, unpatched, rtol=1e-3, atol=1e-4)
 
 
-@every_scope
+@every_architecture
+def test_near_field_that_covers_the_grid_changes_nothing_and_a_smaller_one_is_finite(subject, network):
+    unpatched = subject.call(network)
+    for near in (1, COVERING):
+        with attach(network, MergeRecipe(Lattice(near=near), scope="keys", levels="all")) as session:
+            merged = call(subject, network, session)
+        assert merged.isfinite().all()
+    torch.testing.assert_close(merged, unpatched, rtol=1e-5, atol=1e-5)
+
+
+@scopes_of_ten
 def test_state_dict_is_the_same_while_attached(subject, network, scope):
     names = list(network.state_dict())
     with attach(network, make_recipe(scope, schedule=ONCE)) as session:
@@ -66,7 +81,7 @@ def test_state_dict_is_the_same_while_attached(subject, network, scope):
         assert list(network.state_dict()) == names
 
 
-@every_architecture
+@ten_architectures
 def test_second_session_is_refused_and_leaves_the_first_alone(network):
     with attach(network, make_recipe(schedule=ONCE)):
         before = anatomy(network)
@@ -85,7 +100,7 @@ def test_reuse_is_recompute_on_the_same_input(subject, network, scope, spare):
     assert torch.equal(reused, computed)
 
 
-@every_architecture
+@ten_architectures
 def test_reused_pairs_are_those_of_the_checkpoint(subject, network):
     with attach(network, make_recipe(schedule=ONCE)) as session:
         call(subject, network, session, 0)
@@ -93,7 +108,7 @@ def test_reused_pairs_are_those_of_the_checkpoint(subject, network):
         assert not torch.equal(call(subject, network, session, 0, seed=1), reused)
 
 
-@every_scope
+@scopes_of_ten
 @pytest.mark.parametrize("other", ["batch", "size"])
 def test_another_batch_or_size_within_a_run_is_computed_anew(subject, network, scope, other):
     options = {"batch": 1} if other == "batch" else {"size": subject.sizes[1]}
@@ -104,7 +119,7 @@ def test_another_batch_or_size_within_a_run_is_computed_anew(subject, network, s
     assert fresh[0].isfinite().all()
 
 
-@every_scope
+@scopes_of_ten
 def test_sample_does_not_depend_on_its_batch_mates_unless_they_share_the_plan(subject, network, scope):
     with attach(network, make_recipe(scope, schedule=ONCE)) as session:
         together, alone = (call(subject, network, session, batch=batch) for batch in (3, 1))
@@ -115,7 +130,7 @@ def test_sample_does_not_depend_on_its_batch_mates_unless_they_share_the_plan(su
     assert torch.allclose(together[:1], alone, rtol=1e-4, atol=1e-5) is not shared
 
 
-@every_scope
+@scopes_of_ten
 @pytest.mark.parametrize("number", [0, 1], ids=["at a checkpoint", "at a reuse"])
 def test_failed_run_leaves_nothing_behind(subject, network, scope, number):
     before, unpatched = anatomy(network), subject.call(network)

@@ -6,6 +6,7 @@ from torch._dynamo.testing import CompileCounter
 
 from catome_adapters import attach
 from running import ONCE, assert_close, call, make_recipe
+from tiers import tiered
 from zoo.transformers import ARCHITECTURES, COMPILED_BY_BLOCKS
 
 pytestmark = pytest.mark.usefixtures("fresh_compiler", "without_gradients")
@@ -13,7 +14,7 @@ pytestmark = pytest.mark.usefixtures("fresh_compiler", "without_gradients")
 CASES = dict.fromkeys(ARCHITECTURES, "attention") | dict.fromkeys(COMPILED_BY_BLOCKS, "block")
 
 
-@pytest.mark.parametrize(("name", "scope"), [*CASES.items()])
+@pytest.mark.parametrize(("name", "scope"), tiered(CASES.items(), [(name, "block") for name in COMPILED_BY_BLOCKS]))
 def test_whole_network_compiles_to_two_graphs(name, scope):
     """Recompute and reuse on fresh data agree with eager."""
     subject, counter = ARCHITECTURES[name], CompileCounter()

@@ -13,6 +13,7 @@ from catome_adapters.sites.call import Arguments, Signature
 from catome_core import TokenGrid
 from probes import AttentionKeys
 from running import make_recipe
+from tiers import EVERY_SCOPE
 from zoo.architecture import Architecture
 from zoo.transformers import ALL_ARCHITECTURES, SCOPES_THAT_WORK
 
@@ -131,7 +132,7 @@ def flipped(site: MergeSite) -> MergeSite | None:
     return replace(site, layout=replace(site.layout, text_side=side)) if site.layout.text else None
 
 
-@pytest.mark.parametrize(("name", "scope"), [case for case in SCOPES_THAT_WORK if case[0] in JOINT])
+@pytest.mark.parametrize(("name", "scope"), [case for case in EVERY_SCOPE if case.values[0] in JOINT])
 def test_text_on_the_wrong_side_would_be_seen(name, scope):
     assert not any(compare(ALL_ARCHITECTURES[name], scope, flipped))
 

@@ -11,6 +11,7 @@ from torch._dynamo.testing import CompileCounter
 
 from catome_adapters import MergeSite, attach, compile_blocks, find_sites
 from running import assert_close, make_recipe, run, unet_recipe
+from tiers import tiered
 from zoo.architecture import Architecture
 from zoo.noise import noise, seeded
 from zoo.transformers import ARCHITECTURES, COMPILED_BY_BLOCKS
@@ -18,6 +19,7 @@ from zoo.unets import SD, sd_unet
 
 LAYERS = 4
 WITHOUT_NAMES = ["DiT", "PixArt", "SD3", "CogVideoX"]
+ALWAYS = [("DiT", "attention"), ("PixArt", "keys"), ("Wan", "block")]
 CASES = [(name, "attention") for name in COMPILED_BY_BLOCKS] + [("PixArt", "keys"), ("Wan", "keys"), ("Wan", "block")]
 
 pytestmark = pytest.mark.usefixtures("fresh_compiler", "without_gradients")
@@ -35,7 +37,7 @@ def count_graphs(network: nn.Module, kind: Architecture) -> int:
     return counter.frame_count
 
 
-@pytest.mark.parametrize(("name", "scope"), CASES, ids=map("-".join, CASES))
+@pytest.mark.parametrize(("name", "scope"), tiered(CASES, ALWAYS))
 def test_equal_blocks_share_their_graphs(name, scope):
     """A block's own graph, and two to plan and merge, once for every kind of block and not once for every block."""
     kind, network, counter = ARCHITECTURES[name], deep(name), CompileCounter()

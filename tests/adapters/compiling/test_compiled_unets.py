@@ -52,6 +52,7 @@ def test_what_was_compiled_and_called_before_attach_merges_and_after_detach_does
     assert torch.equal(compiled(*inputs).sample, before)
 
 
+@pytest.mark.thorough
 def test_a_compiled_pipeline_with_the_ladder_draws_the_same_picture_twice():
     """The first run finds no memory and allocates in the graph; that must not change the picture."""
     pipe = class_pipeline()

@@ -10,6 +10,7 @@ from torch._dynamo.testing import CompileCounter
 from catome_adapters import MergeRecipe, attach
 from catome_core import CheckpointSchedule
 from running import TOTAL, assert_close, differing_steps, run, run_merged, spell, unet_recipe, vary
+from tiers import tiered
 from zoo.unets import SMALL
 
 TWO_KINDS = [vary("attention", "output", 1), vary("block", "input", 3)]
@@ -28,12 +29,12 @@ def compiled_run(network: nn.Module, recipe: MergeRecipe) -> tuple[list[Tensor],
     return outputs, len(rungs), counter.frame_count
 
 
-@pytest.mark.parametrize("variant", OTHERS, ids=spell)
+@pytest.mark.parametrize("variant", tiered(OTHERS, OTHERS[:1]), ids=spell)
 def test_two_graphs_and_that_of_the_first_call_which_allocates(small, variant):
     assert compiled_run(small, unet_recipe(**variant))[2] <= 3
 
 
-@pytest.mark.parametrize("variant", TWO_KINDS, ids=spell)
+@pytest.mark.parametrize("variant", tiered(TWO_KINDS, TWO_KINDS[1:]), ids=spell)
 def test_two_graphs_a_rung(small, variant):
     recipe = unet_recipe(**variant, threshold=0.5, capacity=None, schedule=CheckpointSchedule.every(3, 12))
     _, rungs, graphs = compiled_run(small, recipe)
@@ -47,7 +48,7 @@ def test_steps_outside_the_part_take_one_graph_more(small):
     assert differing_steps(outputs, run(SMALL, small, total=12)) == list(range(3, 9))
 
 
-@pytest.mark.parametrize("variant", TWO_KINDS, ids=spell)
+@pytest.mark.parametrize("variant", tiered(TWO_KINDS, TWO_KINDS[1:]), ids=spell)
 def test_graph_of_steps_outside_the_part_is_that_of_the_unpatched_model(small, variant):
     plain, outside, inside = [], [], []
     with_graph(small, plain)
@@ -70,7 +71,7 @@ def with_graph(network: nn.Module, graph: list[Any]) -> None:
     SMALL.call(torch.compile(network, fullgraph=True, backend=backend))
 
 
-@pytest.mark.parametrize("variant", TWO_KINDS + OTHERS, ids=spell)
+@pytest.mark.parametrize("variant", tiered(TWO_KINDS + OTHERS, OTHERS[1:]), ids=spell)
 def test_regional_compile_agrees_with_eager(small, variant):
     eager = run_merged(SMALL, small, unet_recipe(**variant))
     with attach(small, unet_recipe(**variant)) as session:
