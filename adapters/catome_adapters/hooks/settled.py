@@ -32,7 +32,8 @@ class SettledRun:
 
     Such a call takes little time, of which a hook is a part that counts. So from the second step on, hosts and blocks
     look no further if a call is like that of the step before. One that is not ends this, and so does compiled code, in
-    which smaller calls gain. The run after one that was settled to its end begins as that one ended.
+    which smaller calls gain. The run after one that was settled to its end begins as that one ended, if it was settled
+    while its first cells held: in later ones, calls may be too small that were not before.
 
     Attributes:
         plans: What every step is recorded with; None while there is something to decide.
@@ -41,6 +42,7 @@ class SettledRun:
     def __init__(self, attachment: Attachment) -> None:
         self.attachment = attachment
         self.plans: Sequence[SitePlan] | None = None
+        self._with_first_cells = False
         self._last: LastRun | None = None
 
     @property
@@ -71,6 +73,7 @@ class SettledRun:
     def begin(self, plans: Sequence[SitePlan]) -> None:
         """From the next step on; each is recorded with these plans."""
         self.plans = plans
+        self._with_first_cells = self.attachment.known.part == 0
         for host in self.attachment.hosts:
             host.settle()
         self._leave_alone(True)
@@ -99,7 +102,7 @@ class SettledRun:
 
     def keep(self, total: int | None) -> None:
         """The run ends, after so many steps: the next one may begin like this."""
-        if self.plans is not None:
+        if self.plans is not None and self._with_first_cells:
             self._last = LastRun(total, self.plans, [host.settled for host in self.attachment.hosts])
 
     def resume(self, total: int) -> None:

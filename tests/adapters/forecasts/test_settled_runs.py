@@ -14,10 +14,10 @@ from catome_adapters.hooks.settled import SettledRun
 from catome_adapters.prediction.worth import Worth
 from catome_core import Lattice
 from probes import Interrupted, Operations, calls_of_ours, failing
-from running import TOTAL, assert_same, call, make_recipe
+from running import TOTAL, assert_same, call, differing_steps, make_recipe, run
 from stepping import counting_recipe
 from zoo.noise import noise
-from zoo.transformers import ARCHITECTURES
+from zoo.transformers import ALL_ARCHITECTURES, ARCHITECTURES
 from zoo.unet_pipelines import class_pipeline, draw
 from zoo.unets import predict
 
@@ -255,6 +255,16 @@ def test_a_second_run_is_as_if_nothing_had_been_settled(recipe, second, break_ev
     assert not any(settled)
     assert_same(ours[0], theirs[0])
     assert ours[1] == theirs[1]
+
+
+def test_cells_that_gain_at_first_gain_in_the_next_run_too():
+    """The second run would begin as the first one ended, with cells of 2 x 4, whose near field covers the grid."""
+    model = ALL_ARCHITECTURES["AuraFlow"]
+    network = model.network()
+    with attach(network, "fast") as session:
+        first, second = (run(model, network, session) for _ in range(2))
+    assert differing_steps(first, run(model, network)) == [2]
+    assert_same(second, first)
 
 
 def test_calls_between_two_pictures_leave_no_trace_in_the_second(break_even, monkeypatch):
