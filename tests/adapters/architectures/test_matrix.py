@@ -9,7 +9,7 @@ from zoo.transformers import ARCHITECTURES, MORE_ARCHITECTURES
 CELLS = matrix.read_matrix(matrix.PAGE.read_text())
 WHOLE, BY_BLOCKS = COMPILED = [column for column in matrix.COLUMNS if column.startswith("compiled")]
 # The compiler takes its time: of networks that are tried here these few, each with arguments or blocks of another kind.
-COMPILED_ALWAYS = ("HiDream", "Lumina 2", "Flux.2", "Z-Image", "LTX-2", "Nucleus-Image", "Kandinsky 6", "ViT")
+COMPILED_ALWAYS = ("HiDream", "Lumina 2", "Z-Image", "LTX-2", "Nucleus-Image")
 # ARCHITECTURES are counted graph by graph in test_architectures_compiled and test_compile_blocks; of the others every
 # kind of block is tried once, and what compiles as a whole not by blocks.
 ALIKE = {one.blocks: name for name, one in reversed((ARCHITECTURES | MORE_ARCHITECTURES).items())}

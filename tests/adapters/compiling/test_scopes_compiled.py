@@ -34,7 +34,8 @@ def test_two_graphs_and_that_of_the_first_call_which_allocates(small, variant):
     assert compiled_run(small, unet_recipe(**variant))[2] <= 3
 
 
-@pytest.mark.parametrize("variant", tiered(TWO_KINDS, TWO_KINDS[1:]), ids=spell)
+@pytest.mark.thorough
+@pytest.mark.parametrize("variant", TWO_KINDS, ids=spell)
 def test_two_graphs_a_rung(small, variant):
     recipe = unet_recipe(**variant, threshold=0.5, capacity=None, schedule=CheckpointSchedule.every(3, 12))
     _, rungs, graphs = compiled_run(small, recipe)
