@@ -4,16 +4,14 @@ Ten architectures are run through every scope in `make test`, each of the others
 """
 
 from collections.abc import Collection, Iterable
+from itertools import starmap
 from typing import Any
 
 import pytest
 
 from zoo.transformers import ALL_ARCHITECTURES, ARCHITECTURES, SCOPES_THAT_WORK
 
-IN_TURN: dict[str, str] = {}
-for number, name in enumerate(ALL_ARCHITECTURES):
-    scopes = [scope for one, scope in SCOPES_THAT_WORK if one == name]
-    IN_TURN[name] = scopes[number % len(scopes)]
+thorough = pytest.mark.thorough
 
 
 def tiered(cases: Iterable[Any], always: Collection[Any]) -> list[Any]:
@@ -24,8 +22,13 @@ def tiered(cases: Iterable[Any], always: Collection[Any]) -> list[Any]:
     ]
 
 
-thorough = pytest.mark.thorough
+def in_turn(number: int, name: str) -> tuple[str, str]:
+    """An architecture and one of its scopes, of the next one another."""
+    cases = [case for case in SCOPES_THAT_WORK if case[0] == name]
+    return cases[number % len(cases)]
+
+
 OF_TEN = [case for case in SCOPES_THAT_WORK if case[0] in ARCHITECTURES]
-EVERY_SCOPE = tiered(SCOPES_THAT_WORK, [*OF_TEN, *IN_TURN.items()])
+EVERY_SCOPE = tiered(SCOPES_THAT_WORK, [*OF_TEN, *starmap(in_turn, enumerate(ALL_ARCHITECTURES))])
 SCOPES_OF_TEN = tiered(SCOPES_THAT_WORK, OF_TEN)
 TEN = tiered(ALL_ARCHITECTURES, ARCHITECTURES)

@@ -59,9 +59,8 @@ def attend_near_and_far(
     _check(call, anchors, field)
     if field.covers_grid:
         return scaled_dot_product_attention(**call)
-    index = index_field(field, call["query"])
-    if call["query"].shape[2] < field.tokens:
-        index = index.asked_by_grid(field)
+    query = call["query"]
+    index = index_field(field, query, grid_alone=query.shape[2] < field.tokens)
     backend = joins_on(call, field) if takes_mask else None
     if backend is None:
         attended = _attend_tiles(call, anchors, index, field.lead, takes_mask)

@@ -45,21 +45,24 @@ class FieldIndex(NamedTuple):
         return self._replace(outside=self.outside[:0], queries=self.queries - field.lead, inverse=inverse)
 
 
-def index_field(field: NearField, tokens: Tensor) -> FieldIndex:
-    """The index for a call with these tokens: computed in compiled code, else kept from call to call."""
+def index_field(field: NearField, tokens: Tensor, *, grid_alone: bool = False) -> FieldIndex:
+    """The index for a call with these tokens, or with the grid's as its only queries.
+
+    It is computed in compiled code, else kept from call to call.
+    """
     if torch.compiler.is_compiling() or not has_values(tokens) or is_captured(tokens):
-        return _index_field(field, tokens.device)
-    return _kept_index(field, tokens.device)
+        return _index_field(field, tokens.device, grid_alone)
+    return _kept_index(field, tokens.device, grid_alone)
 
 
 @lru_cache(maxsize=8)
-def _kept_index(field: NearField, device: torch.device) -> FieldIndex:
+def _kept_index(field: NearField, device: torch.device, grid_alone: bool) -> FieldIndex:
     # What is made in inference mode could not be used outside of it.
     with torch.inference_mode(mode=False):
-        return _index_field(field, device)
+        return _index_field(field, device, grid_alone)
 
 
-def _index_field(field: NearField, device: torch.device) -> FieldIndex:
+def _index_field(field: NearField, device: torch.device, grid_alone: bool) -> FieldIndex:
     grid, axes, lead = field.grid, field.axes, field.lead
     tiles = [torch.arange(axis.tiles, device=device) for axis in axes]
     queries = cross([axis.tokens_of(tile) for axis, tile in zip(axes, tiles, strict=True)])
@@ -76,7 +79,8 @@ def _index_field(field: NearField, device: torch.device) -> FieldIndex:
     image = index_in_tiles(grid, axes, torch.arange(grid.area, device=device)) + field.outside
     inverse = torch.cat([front, image, back - grid.area])
     bias = _bias(field, near, unravel(grid.cells, far))
-    return FieldIndex(outside, ravel(grid.shape, queries) + lead, near_index, far, beyond, bias, inverse)
+    index = FieldIndex(outside, ravel(grid.shape, queries) + lead, near_index, far, beyond, bias, inverse)
+    return index.asked_by_grid(field) if grid_alone else index
 
 
 def _cells_beyond(

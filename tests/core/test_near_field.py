@@ -227,7 +227,8 @@ def test_index_is_made_once_and_can_be_used_by_any_later_call():
     second = attend(inputs, anchors)
     second.sum().backward()
     assert torch.equal(first, second) and inputs.grad is not None
-    assert index_field(field, inputs) is index_field(field, second)
+    for alone in (False, True):
+        assert index_field(field, inputs, grid_alone=alone) is index_field(field, second, grid_alone=alone)
 
 
 # Intercepted.
