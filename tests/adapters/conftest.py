@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from running import SCOPES, VARIANTS, Variant, spell
+from running import SCOPES, VARIANTS, Variant, spell, vary
+from tiers import tiered
 from zoo.unets import small_unet
 
 
@@ -13,7 +14,15 @@ def scope(request) -> str:
     return request.param
 
 
-@pytest.fixture(params=VARIANTS, ids=spell)
+ALWAYS = [
+    vary("attention", "input", 1),
+    vary("keys", "output", 1),
+    vary("block", "output", 1),
+    vary("block", "input", 3),
+]
+
+
+@pytest.fixture(params=tiered(VARIANTS, ALWAYS), ids=spell)
 def variant(request) -> Variant:
     return request.param
 

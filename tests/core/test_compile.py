@@ -107,6 +107,7 @@ def test_every_rung_takes_one_more_pair_of_graphs():
     assert counter.frame_count <= 2 * len(set(capacities))
 
 
+@pytest.mark.thorough
 def test_a_second_run_through_the_same_rungs_compiles_nothing():
     network, caches = network_of(AdaptiveMerge(0.5))
     compiled = torch.compile(network, fullgraph=True, backend="eager")

@@ -50,6 +50,7 @@ def test_video_without_sizes_is_an_error():
     refuse(subject, r"\(None, None, None\); expected numbers", **sizes, video_coords=coordinates)
 
 
+@pytest.mark.thorough
 def test_positions_of_another_grid_stop_a_compiled_network():
     """As many tokens in another shape would not compile it anew; AOT autograd drops what has no effect."""
     subject = ARCHITECTURES["Flux"]

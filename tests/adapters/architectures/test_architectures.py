@@ -9,17 +9,18 @@ from catome_adapters import MergeRecipe, attach
 from catome_core import Lattice
 from probes import Interrupted, anatomy, failing
 from running import ONCE, TOTAL, call, make_recipe
-from tiers import EVERY_SCOPE, SCOPES_OF_TEN, TEN
+from tiers import tiered
+from zoo.cases import EVERY_SCOPE, SCOPE_OF_TEN, TEN
 from zoo.transformers import ALL_ARCHITECTURES
 
 pytestmark = pytest.mark.usefixtures("without_gradients")
 
-SPARES = ("pad", "fill")
+SPARES = tiered(("pad", "fill"), ("fill",))
 COVERING = 8
 every_architecture = pytest.mark.parametrize("name", ALL_ARCHITECTURES)
 ten_architectures = pytest.mark.parametrize("name", TEN)
 every_scope = pytest.mark.parametrize(("name", "scope"), EVERY_SCOPE)
-scopes_of_ten = pytest.mark.parametrize(("name", "scope"), SCOPES_OF_TEN)
+scope_of_ten = pytest.mark.parametrize(("name", "scope"), SCOPE_OF_TEN)
 
 
 def last_projection(attention: nn.Module) -> nn.Module:
@@ -73,7 +74,7 @@ def test_near_field_that_covers_the_grid_changes_nothing_and_a_smaller_one_is_fi
     torch.testing.assert_close(merged, unpatched, rtol=1e-5, atol=1e-5)
 
 
-@scopes_of_ten
+@scope_of_ten
 def test_state_dict_is_the_same_while_attached(subject, network, scope):
     names = list(network.state_dict())
     with attach(network, make_recipe(scope, schedule=ONCE)) as session:
@@ -108,7 +109,7 @@ def test_reused_pairs_are_those_of_the_checkpoint(subject, network):
         assert not torch.equal(call(subject, network, session, 0, seed=1), reused)
 
 
-@scopes_of_ten
+@scope_of_ten
 @pytest.mark.parametrize("other", ["batch", "size"])
 def test_another_batch_or_size_within_a_run_is_computed_anew(subject, network, scope, other):
     options = {"batch": 1} if other == "batch" else {"size": subject.sizes[1]}
@@ -119,7 +120,7 @@ def test_another_batch_or_size_within_a_run_is_computed_anew(subject, network, s
     assert fresh[0].isfinite().all()
 
 
-@scopes_of_ten
+@scope_of_ten
 def test_sample_does_not_depend_on_its_batch_mates_unless_they_share_the_plan(subject, network, scope):
     with attach(network, make_recipe(scope, schedule=ONCE)) as session:
         together, alone = (call(subject, network, session, batch=batch) for batch in (3, 1))
@@ -130,7 +131,7 @@ def test_sample_does_not_depend_on_its_batch_mates_unless_they_share_the_plan(su
     assert torch.allclose(together[:1], alone, rtol=1e-4, atol=1e-5) is not shared
 
 
-@scopes_of_ten
+@scope_of_ten
 @pytest.mark.parametrize("number", [0, 1], ids=["at a checkpoint", "at a reuse"])
 def test_failed_run_leaves_nothing_behind(subject, network, scope, number):
     before, unpatched = anatomy(network), subject.call(network)

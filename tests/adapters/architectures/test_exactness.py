@@ -13,8 +13,8 @@ from catome_adapters.sites.call import Arguments, Signature
 from catome_core import TokenGrid
 from probes import AttentionKeys
 from running import make_recipe
-from tiers import EVERY_SCOPE
 from zoo.architecture import Architecture
+from zoo.cases import EVERY_SCOPE
 from zoo.transformers import ALL_ARCHITECTURES, SCOPES_THAT_WORK
 
 pytestmark = pytest.mark.usefixtures("without_gradients")

@@ -19,7 +19,7 @@ from zoo.unets import SD, sd_unet
 
 LAYERS = 4
 WITHOUT_NAMES = ["DiT", "PixArt", "SD3", "CogVideoX"]
-ALWAYS = [("DiT", "attention"), ("PixArt", "keys"), ("Wan", "block")]
+ALWAYS = [("DiT", "attention"), ("Wan", "block")]
 CASES = [(name, "attention") for name in COMPILED_BY_BLOCKS] + [("PixArt", "keys"), ("Wan", "keys"), ("Wan", "block")]
 
 pytestmark = pytest.mark.usefixtures("fresh_compiler", "without_gradients")
@@ -98,6 +98,7 @@ def test_compiled_before_attach_and_after_detach():
     torch.testing.assert_close(kind.call(network), plain)
 
 
+@pytest.mark.thorough
 def test_each_rung_takes_graphs_of_its_own_and_no_more():
     network, kind, counter = deep("Wan"), ARCHITECTURES["Wan"], CompileCounter()
     with attach(network, make_recipe(threshold=0.7, capacity=None)) as session:
@@ -164,6 +165,7 @@ def test_what_torch_compile_has_wrapped_is_skipped_with_the_remedy(subject):
         attach(wrap(build(), kinds))
 
 
+@pytest.mark.thorough
 def test_blocks_within_a_wrapped_host_are_sites_once():
     unet = wrap(sd_unet(), ("Transformer2DModel",))
     with attach(unet, unet_recipe("keys")) as session:

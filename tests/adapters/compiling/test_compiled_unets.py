@@ -38,6 +38,7 @@ def twenty_steps(session, network) -> None:
         network(*inputs_of(step, len(CLASS_NAMES)))
 
 
+@pytest.mark.thorough
 def test_what_was_compiled_and_called_before_attach_merges_and_after_detach_does_not():
     unet = class_unet()
     compiled = torch.compile(unet, fullgraph=True, backend="eager")

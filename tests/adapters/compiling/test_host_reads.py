@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_map
 
 from catome_adapters import attach
 from running import TOTAL, call, unet_recipe
+from tiers import tiered
 from zoo.noise import each_sample
 from zoo.unets import SMALL, conditions
 
@@ -71,7 +72,7 @@ def test_reads_are_seen(read, name):
     assert reads == [name]
 
 
-@pytest.mark.parametrize("proportional", [True, False])
+@pytest.mark.parametrize("proportional", tiered([True, False], [True]))
 @pytest.mark.parametrize("spare", ["pad", "fill"])
 @pytest.mark.parametrize("capacity", [None, 0.25], ids=["ladder", "fixed"])
 def test_one_read_a_checkpoint_and_none_between(small, variant, capacity, spare, proportional):

@@ -29,7 +29,8 @@ def compiled_run(network: nn.Module, recipe: MergeRecipe) -> tuple[list[Tensor],
     return outputs, len(rungs), counter.frame_count
 
 
-@pytest.mark.parametrize("variant", tiered(OTHERS, OTHERS[:1]), ids=spell)
+@pytest.mark.thorough
+@pytest.mark.parametrize("variant", OTHERS, ids=spell)
 def test_two_graphs_and_that_of_the_first_call_which_allocates(small, variant):
     assert compiled_run(small, unet_recipe(**variant))[2] <= 3
 
@@ -49,7 +50,8 @@ def test_steps_outside_the_part_take_one_graph_more(small):
     assert differing_steps(outputs, run(SMALL, small, total=12)) == list(range(3, 9))
 
 
-@pytest.mark.parametrize("variant", tiered(TWO_KINDS, TWO_KINDS[1:]), ids=spell)
+@pytest.mark.thorough
+@pytest.mark.parametrize("variant", TWO_KINDS, ids=spell)
 def test_graph_of_steps_outside_the_part_is_that_of_the_unpatched_model(small, variant):
     plain, outside, inside = [], [], []
     with_graph(small, plain)

@@ -122,6 +122,7 @@ def test_eager_code_is_left_whole_and_compiled_code_merges(on, monkeypatch):
     session.detach()
 
 
+@pytest.mark.thorough
 def test_what_compiled_code_found_is_judged_as_compiled_code(on, monkeypatch):
     """Trials are decided between steps, in eager code."""
     on(SLOW_HOST)

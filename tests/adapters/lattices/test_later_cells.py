@@ -85,6 +85,7 @@ def test_each_kind_of_cells_is_one_graph():
     assert counter.frame_count == 3
 
 
+@pytest.mark.thorough
 def test_equal_blocks_share_the_graphs_of_each_part():
     kind, counters = ARCHITECTURES["DiT"], (CompileCounter(), CompileCounter())
     for counter, recipe in zip(counters, (MOVING, replace(MOVING, later=((0.5, 4),))), strict=True):

@@ -11,6 +11,7 @@ from catome_core import Lattice
 from lattice_by_hand import CASES, WIDE
 from probes import Operations
 from running import TOTAL, assert_close, assert_same, run
+from tiers import tiered
 from zoo.transformers import ARCHITECTURES
 from zoo.unets import SMALL
 
@@ -50,7 +51,7 @@ def test_sizes_travel_in_channels_where_the_kernel_takes_no_mask(case, recipe):
             network.set_attention_backend("native")
 
 
-@pytest.mark.parametrize("name", ["UNet", "Flux", "Wan"])
+@pytest.mark.parametrize("name", tiered(["UNet", "Flux", "Wan"], ["UNet"]))
 def test_all_steps_are_one_graph(name):
     kind = SMALL if name == "UNet" else ARCHITECTURES[name]
     network, counter = kind.network() if name == "UNet" else kind.shallow(), CompileCounter()
@@ -71,7 +72,7 @@ def test_near_field_is_part_of_the_graph():
     assert counter.frame_count == case.model.graphs - 1
 
 
-@pytest.mark.parametrize("name", ["PixArt", "Wan"])
+@pytest.mark.parametrize("name", tiered(["PixArt", "Wan"], ["Wan"]))
 def test_equal_blocks_share_their_graph(name):
     """Each has a phase of its own, and none of them graphs of its own: the plan has one beside that of the block."""
     kind, counter, plain = ARCHITECTURES[name], CompileCounter(), CompileCounter()

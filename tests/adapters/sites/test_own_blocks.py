@@ -9,9 +9,12 @@ from torch._dynamo.testing import CompileCounter
 from catome_adapters import attach, compile_blocks
 from probes import anatomy
 from running import SCOPES, TOTAL, assert_close, call, make_recipe, run
+from tiers import tiered
 from zoo.own_models import OWN_MODELS
 
 pytestmark = pytest.mark.usefixtures("fresh_compiler", "without_gradients")
+
+COMPILED = [*zip(OWN_MODELS, cycle(SCOPES))]
 
 
 @pytest.mark.parametrize("name", OWN_MODELS)
@@ -40,7 +43,7 @@ def test_merging_changes_the_result_and_detaching_restores_it(name, scope):
     assert anatomy(network) == before and torch.equal(model.call(network), unmerged)
 
 
-@pytest.mark.parametrize(("name", "scope"), [*zip(OWN_MODELS, cycle(SCOPES))])
+@pytest.mark.parametrize(("name", "scope"), tiered(COMPILED, COMPILED[:2]))
 def test_compiled_block_by_block(name, scope):
     model, counter = OWN_MODELS[name], CompileCounter()
     network = model.network()

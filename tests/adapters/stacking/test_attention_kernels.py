@@ -149,6 +149,7 @@ def test_a_kernel_stays_where_attention_need_not_know_of_slots(flash):
     assert flash.calls == len(session.sites)
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("fresh_compiler", "flash")
 def test_the_substitute_compiles_without_a_break_and_to_as_many_graphs():
     subject, counter = ARCHITECTURES["Wan"], CompileCounter()

@@ -9,6 +9,7 @@ from torch._dynamo.testing import CompileCounter
 
 from catome_adapters import MergeRecipe, attach
 from running import TOTAL, assert_close
+from tiers import tiered
 from two_calls import by_fields, by_order, counting_recipe, one_sample, two_calls
 from zoo.architecture import Architecture
 
@@ -34,7 +35,10 @@ def graphs_of_one_call(subject: Architecture, compile_network: Any, recipe: Merg
     return counter.frame_count
 
 
-@pytest.mark.parametrize(("compile_network", "driver"), [(whole, by_fields), (blocks, by_order)])
+CASES = [(whole, by_fields), (blocks, by_order)]
+
+
+@pytest.mark.parametrize(("compile_network", "driver"), tiered(CASES, CASES[1:]))
 def test_contexts_take_no_graph_of_their_own(compile_network, driver, subject):
     network, recipe, counter = subject.network(num_layers=1, num_single_layers=0), counting_recipe(), CompileCounter()
     graphs = graphs_of_one_call(subject, compile_network, recipe)

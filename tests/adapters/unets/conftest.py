@@ -4,23 +4,24 @@ from typing import Any
 
 import pytest
 
+from running import spell
+from tiers import tiered
 from zoo.unets import deep_unet
 
+MERGING = [
+    {"scope": "attention", "spare": "fill", "proportional": False},
+    {"scope": "keys", "spare": "pad", "proportional": False},
+    {"scope": "block", "spare": "pad", "proportional": True},
+    {"scope": "attention", "spare": "pad", "proportional": True},
+    {"scope": "keys", "spare": "fill", "proportional": True},
+    {"scope": "block", "spare": "fill", "proportional": True},
+]
 
-@pytest.fixture(
-    params=[
-        ("attention", "pad", True),
-        ("attention", "fill", False),
-        ("keys", "pad", False),
-        ("keys", "fill", True),
-        ("block", "pad", True),
-        ("block", "fill", True),
-    ],
-    ids=lambda one: f"{one[0]}-{one[1]}-{'proportional' if one[2] else 'plain'}",
-)
+
+@pytest.fixture(params=tiered(MERGING, MERGING[:3]), ids=spell)
 def merging(request) -> dict[str, Any]:
-    """How blocks merge: scope, spare and proportional; every pair of two of them is there, but for plain blocks."""
-    return dict(zip(("scope", "spare", "proportional"), request.param, strict=True))
+    """How blocks merge; every pair of two options is there, but for plain blocks."""
+    return request.param
 
 
 @pytest.fixture

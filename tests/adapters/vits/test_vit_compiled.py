@@ -5,7 +5,8 @@ import torch
 from torch._dynamo.testing import CompileCounter
 
 from catome_adapters import RECIPES, MergeRecipe, attach
-from running import assert_close, vit_recipe
+from running import SCOPES, assert_close, vit_recipe
+from tiers import tiered
 from zoo.vits import VITS, images
 
 pytestmark = pytest.mark.usefixtures("fresh_compiler", "without_gradients")
@@ -24,10 +25,11 @@ def count_graphs(name: str, recipe: MergeRecipe, depth: int = 1) -> int:
     return counter.frame_count
 
 
+@pytest.mark.parametrize("scope", tiered(SCOPES, ["keys"]))
 def test_whole_model_compiles_to_one_graph_and_one_for_the_first_call(scope):
     assert count_graphs("ViT", vit_recipe(scope)) <= 2
 
 
-@pytest.mark.parametrize("name", ["ViT", "RoPE mixed"])
+@pytest.mark.parametrize("name", tiered(["ViT", "RoPE mixed"], ["ViT"]))
 def test_progressive_merging_compiles_to_one_graph_and_one_for_the_first_call(name):
     assert count_graphs(name, RECIPES["tome"], depth=2) <= 2

@@ -13,6 +13,7 @@ from catome_bench.calibration.measurements import Measurements
 from catome_bench.calibration.result import Calibration
 from catome_bench.commands import calibrate as command
 from commands import invoke, refusal
+from tiers import tiered
 from zoo.class_pipelines import tiny_shipped
 from zoo.texted_pipelines import TEXTED
 
@@ -38,7 +39,7 @@ def shipped(monkeypatch, tmp_path) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["SD1.5", "SDXL", "Flux", "Wan"])
+@pytest.mark.parametrize("name", tiered(["SD1.5", "SDXL", "Flux", "Wan"], ["SD1.5", "Flux"]))
 def test_a_saved_pipeline_is_calibrated_and_its_recipe_taken_by_the_other_commands(tmp_path, name):
     TEXTED[name]().save_pretrained(tmp_path / "model")
     sizes = SIZES.get(name, SQUARE)
