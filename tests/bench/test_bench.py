@@ -17,13 +17,14 @@ from catome_bench.models import load_shipped
 from catome_bench.models.photographs import CLASS_NAMES, PHOTOGRAPHS, load_photograph, to_latents, to_pixels
 from catome_bench.models.pipeline import PIPELINES
 from catome_bench.models.weights import SHIPPED
+from tiers import tiered
 
 SIDES = ("baseline", "merged")
 MERGING_COSTS = rates.DEVICE_RATES["cpu"]
 """As it is outside of the tests: see conftest.py."""
 
 
-@pytest.fixture(scope="module", params=PIPELINES)
+@pytest.fixture(scope="module", params=tiered(PIPELINES, ["unet", "dit"]))
 def pipeline(request):
     pipe = load_shipped(request.param)
     pipe.set_progress_bar_config(disable=True)
@@ -136,7 +137,7 @@ def test_demo_of_a_picture_too_small_to_merge_says_so(tmp_path, monkeypatch):
     assert (tmp_path / "merged-fraction.png").exists()
 
 
-@pytest.mark.parametrize("arch", STAGES)
+@pytest.mark.parametrize("arch", tiered(STAGES, ["dit"]))
 def test_a_resumed_training_is_the_same_training(tmp_path, monkeypatch, arch):
     stages = Stage(2, 16, 16, 2, 1e-3), Stage(2, 32, 32, 2, 1e-3)
     monkeypatch.setitem(training.STAGES, arch, stages)

@@ -20,6 +20,7 @@ from catome_bench.comparison.rows import ComparedSample
 from catome_bench.measure.spread import Spread
 from catome_bench.views.comparison import to_bytes
 from catome_core import Lattice
+from tiers import tiered
 from zoo.class_pipelines import tiny_shipped
 from zoo.pipeline_parts import quiet
 
@@ -116,7 +117,7 @@ def test_several_calls_are_drawn_with_every_seed(pipe):
 
 
 @pytest.mark.usefixtures("fresh_compiler")
-@pytest.mark.parametrize("whole", [True, False], ids=["compile()", "torch.compile"])
+@pytest.mark.parametrize("whole", tiered([True, False], [True]), ids=["compile()", "torch.compile"])
 def test_a_compiled_pipeline_draws_recipe_by_recipe_in_unbroken_graphs(whole):
     pipe = quiet(tiny_shipped("dit"))
     eager, log, counter = of(pipe, SMALL), [], CompileCounter()

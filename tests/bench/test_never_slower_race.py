@@ -9,6 +9,7 @@ from rich.console import Console
 from catome_adapters import RECIPES
 from catome_bench.races import never_slower
 from catome_bench.views.tables import render_never_slower
+from zoo.class_pipelines import tiny_shipped
 
 DISTINCT = set(RECIPES) - {"default"}
 """The default is "balanced"."""
@@ -23,6 +24,7 @@ def merging_is_free() -> None:
 def results():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(never_slower, "MIN_SECONDS", 0.0)
+        patch.setattr(never_slower, "load_shipped", tiny_shipped)
         return never_slower.run_never_slower(arch="unet", size=16, steps=(2, 3), repeats=2)
 
 
@@ -43,6 +45,7 @@ def test_every_recipe_has_a_row_for_every_length_of_run(results):
 def test_runs_that_are_left_alone_are_one_row_more(arch, monkeypatch):
     """At 16 pixels all are, those of a recipe that leaves the first steps alone, too."""
     monkeypatch.setattr(never_slower, "MIN_SECONDS", 0.0)
+    monkeypatch.setattr(never_slower, "load_shipped", tiny_shipped)
     *rows, left_alone = never_slower.run_never_slower(arch=arch, size=16, steps=[3], repeats=1)["rows"]
     assert left_alone["subject"] == never_slower.LEFT_ALONE and left_alone["merged"] == 0
     assert left_alone["rounds"] == sum(row["rounds"] for row in rows if row.get("merged") == 0) >= 7
