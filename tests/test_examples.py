@@ -39,6 +39,7 @@ def test_sdxl_draws_another_picture_and_says_where_keys_are_left_out(capsys):
     assert "down_blocks.1" in printed
 
 
+@pytest.mark.thorough
 def test_flux_merges_with_int8_weights_and_only_its_first_picture_compiles(capsys, fresh_compiler):
     pipe, graphs, counted = PIPELINES["Flux"].build(), CompileCounter(), []
     pipe.transformer = network("Flux", in_channels=16, num_layers=1, num_single_layers=1)

@@ -18,6 +18,7 @@ from catome_bench.races.pictures import run_pictures
 from catome_bench.races.variants import variants
 from catome_bench.views.scatter import scatter
 from catome_bench.views.tables import render_pictures
+from tiers import tiered
 from zoo.noise import noise
 
 
@@ -108,7 +109,7 @@ def test_what_cannot_be_drawn_is_refused():
         run_pictures(batch=0)
 
 
-@pytest.mark.parametrize("arch", ["unet", "dit"])
+@pytest.mark.parametrize("arch", tiered(["unet", "dit"], ["dit"]))
 def test_pictures_of_one_call_are_those_of_several(arch):
     """Three, of which two are drawn together."""
     options = {"arch": arch, "steps": (3,), "images": 3, "size": 32, "only": ["ToDo", "1/4 lattice", "2 steps"]}

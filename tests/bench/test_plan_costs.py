@@ -52,6 +52,7 @@ def test_the_graphs_that_are_forecast_are_compiled(recipe, graphs):
 
 
 @pytest.mark.usefixtures("fresh_compiler")
+@pytest.mark.thorough
 def test_steps_that_do_not_merge_take_one_graph_more():
     always_merges = replace(always("todo"), during=(0.0, 1.0))
     later = replace(always_merges, during=(0.04, 1.0))

@@ -98,6 +98,7 @@ def test_no_recompile_once_both_graphs_are_there():
         run(network, caches, compiled)
 
 
+@pytest.mark.thorough
 def test_every_rung_takes_one_more_pair_of_graphs():
     network, caches = network_of(AdaptiveMerge(0.5))
     counter = CompileCounter()

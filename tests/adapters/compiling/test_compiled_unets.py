@@ -68,6 +68,7 @@ def test_a_compiled_pipeline_with_the_ladder_draws_the_same_picture_twice():
     torch.testing.assert_close(first, eager, atol=1e-4, rtol=1e-3)
 
 
+@pytest.mark.thorough
 def test_regional_compile_takes_two_small_graphs_more_for_all_merged_blocks():
     """The blocks of a level share their graph as before; planning is a graph of its own, to recompute or to reuse."""
     unpatched = CompileCounter()

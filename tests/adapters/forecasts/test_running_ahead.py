@@ -99,6 +99,7 @@ def test_a_network_that_keeps_its_host_busy_gains_in_none_of_its_blocks():
         assert Worth(LATTICE, part._replace(operations={}), True).at_size(weights, key, None)
 
 
+@pytest.mark.thorough
 def test_eager_code_is_left_whole_and_compiled_code_merges(on, monkeypatch):
     on(SLOW_HOST)
     monkeypatch.setattr(DeviceRates, "compiled", property(compiled))
