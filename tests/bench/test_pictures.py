@@ -18,7 +18,6 @@ from catome_bench.races.pictures import run_pictures
 from catome_bench.races.variants import variants
 from catome_bench.views.scatter import scatter
 from catome_bench.views.tables import render_pictures
-from tiers import tiered
 from zoo.noise import noise
 
 
@@ -109,7 +108,8 @@ def test_what_cannot_be_drawn_is_refused():
         run_pictures(batch=0)
 
 
-@pytest.mark.parametrize("arch", tiered(["unet", "dit"], ["dit"]))
+@pytest.mark.thorough
+@pytest.mark.parametrize("arch", ["unet", "dit"])
 def test_pictures_of_one_call_are_those_of_several(arch):
     """Three, of which two are drawn together."""
     options = {"arch": arch, "steps": (3,), "images": 3, "size": 32, "only": ["ToDo", "1/4 lattice", "2 steps"]}

@@ -8,8 +8,6 @@ from zoo.transformers import ARCHITECTURES, MORE_ARCHITECTURES
 
 CELLS = matrix.read_matrix(matrix.PAGE.read_text())
 WHOLE, BY_BLOCKS = COMPILED = [column for column in matrix.COLUMNS if column.startswith("compiled")]
-# The compiler takes its time: of networks that are tried here these few, each with arguments or blocks of another kind.
-COMPILED_ALWAYS = ("LTX-2", "Nucleus-Image")
 # ARCHITECTURES are counted graph by graph in test_architectures_compiled and test_compile_blocks; of the others every
 # kind of block is tried once, and what compiles as a whole not by blocks.
 ALIKE = {one.blocks: name for name, one in reversed((ARCHITECTURES | MORE_ARCHITECTURES).items())}
@@ -30,7 +28,7 @@ def test_row_says_what_happens_when_it_is_tried(name):
             assert matrix.try_cell(name, column)[1] == CELLS[name, column], column
 
 
-@pytest.mark.parametrize("name", tiered(TRIED, COMPILED_ALWAYS))
+@pytest.mark.parametrize("name", tiered(TRIED, ["Nucleus-Image"]))
 def test_row_says_whether_it_compiles(name):
     if CELLS[name, WHOLE] == "yes":
         assert matrix.try_cell(name, WHOLE) == (True, "yes")

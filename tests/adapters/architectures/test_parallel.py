@@ -15,6 +15,8 @@ from ranks import CASES, CELLS, RANKS, SIZES, WholeBlock, build, image, merged_b
 from running import assert_same
 from zoo.transformers import ALL_ARCHITECTURES
 
+in_two_processes = pytest.mark.thorough
+"""Each of which imports all over again."""
 # The first block of these splits the sequence itself.
 LEFT_OUT = {"Flux": [], "Qwen-Image": ["transformer_blocks.0"], "Wan": ["blocks.0"]}
 
@@ -29,6 +31,7 @@ def ranks(tmp_path_factory) -> list[dict[Any, Any]]:
     return [torch.load(folder / f"{rank}.pt") for rank in range(RANKS)]
 
 
+@in_two_processes
 def test_blocks_on_equal_slices_have_as_many_slots_on_every_rank(ranks):
     halves = image().split(32, 1)
     kept = [(AdaptiveMerge(0.7)(half, TokenGrid((4, 8))).size > 0).sum(1) for half in halves]
@@ -38,6 +41,7 @@ def test_blocks_on_equal_slices_have_as_many_slots_on_every_rank(ranks):
     assert slots[0] == slots[1] < 32
 
 
+@in_two_processes
 def test_block_of_ones_own_is_the_same_on_two_ranks_as_on_one(ranks):
     with torch.no_grad():
         expected = merged_block(WholeBlock(), (8, 8), **CELLS)(image())
@@ -45,6 +49,7 @@ def test_block_of_ones_own_is_the_same_on_two_ranks_as_on_one(ranks):
     assert not torch.allclose(expected, WholeBlock()(image()), atol=1e-2)
 
 
+@in_two_processes
 @pytest.mark.parametrize(("name", "scope"), CASES)
 def test_network_is_the_same_on_two_ranks_as_on_one(ranks, name, scope):
     network = build(name)
@@ -58,6 +63,7 @@ def test_network_is_the_same_on_two_ranks_as_on_one(ranks, name, scope):
     assert not torch.allclose(expected[0], unmerged[0], atol=1e-2)
 
 
+@in_two_processes
 @pytest.mark.parametrize(("name", "scope"), CASES)
 def test_ranks_have_as_many_slots_and_the_same_picture(ranks, name, scope):
     first, second = (rank[name, scope] for rank in ranks)
@@ -68,6 +74,7 @@ def test_ranks_have_as_many_slots_and_the_same_picture(ranks, name, scope):
     assert_same(first["again"], first["unmerged"], tolerance=1e-5)
 
 
+@in_two_processes
 @pytest.mark.parametrize("name", SIZES)
 def test_report_says_which_blocks_split_the_sequence_themselves(ranks, name):
     seen, found = ranks[0][name, "attention"], {site.name for site in find_sites(build(name))}
@@ -75,6 +82,7 @@ def test_report_says_which_blocks_split_the_sequence_themselves(ranks, name):
     assert ("context parallelism splits the sequence inside" in seen["report"]) == bool(LEFT_OUT[name])
 
 
+@in_two_processes
 @pytest.mark.parametrize(
     ("case", "message"),
     [
@@ -89,6 +97,7 @@ def test_what_cannot_work_on_shared_sequences_is_refused(ranks, case, message):
     assert all(re.search(message, rank["refused"][case]) for rank in ranks)
 
 
+@in_two_processes
 def test_sharing_that_begins_after_attach_is_refused(ranks):
     assert all("call enable_parallelism() before attach()" in rank["late"] for rank in ranks)
 

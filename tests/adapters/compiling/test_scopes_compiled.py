@@ -10,7 +10,6 @@ from torch._dynamo.testing import CompileCounter
 from catome_adapters import MergeRecipe, attach
 from catome_core import CheckpointSchedule
 from running import TOTAL, assert_close, differing_steps, run, run_merged, spell, unet_recipe, vary
-from tiers import tiered
 from zoo.unets import SMALL
 
 TWO_KINDS = [vary("attention", "output", 1), vary("block", "input", 3)]
@@ -74,7 +73,8 @@ def with_graph(network: nn.Module, graph: list[Any]) -> None:
     SMALL.call(torch.compile(network, fullgraph=True, backend=backend))
 
 
-@pytest.mark.parametrize("variant", tiered(TWO_KINDS + OTHERS, OTHERS[1:]), ids=spell)
+@pytest.mark.thorough
+@pytest.mark.parametrize("variant", TWO_KINDS + OTHERS, ids=spell)
 def test_regional_compile_agrees_with_eager(small, variant):
     eager = run_merged(SMALL, small, unet_recipe(**variant))
     with attach(small, unet_recipe(**variant)) as session:

@@ -17,7 +17,7 @@ from probes import anatomy
 from zoo.noise import noise
 from zoo.unet_pipelines import class_pipeline, draw
 from zoo.unets import predict as run
-from zoo.unets import sd_unet, sdxl_unet
+from zoo.unets import sd_unet, sdxl_unet, shallow_unet
 
 FREE = DeviceRates(flops=1.0, attention_flops=1.0, bandwidth=float("inf"), launch=0.0)
 HALF = MergeRecipe(AdaptiveMerge(-1, capacity=0.25, spare="fill"))
@@ -140,7 +140,7 @@ def test_small_call_at_a_checkpoint_leaves_it_to_the_next_large_one(monkeypatch)
 
 @torch.no_grad()
 def test_decision_is_a_constant_to_the_compiler(monkeypatch):
-    network, graphs = sd_unet(), []
+    network, graphs = shallow_unet(), []
     on(monkeypatch, DeviceRates(1e9, 1e9, 1e12, 1.0))
     with pytest.warns(UserWarning, match="predicted to lose"):
         session = attach(network, HALF)

@@ -16,6 +16,7 @@ from catome_core import Lattice
 from probes import Interrupted, Operations, calls_of_ours, failing
 from running import TOTAL, assert_same, call, differing_steps, make_recipe, run
 from stepping import counting_recipe
+from tiers import tiered
 from zoo.noise import noise
 from zoo.transformers import ALL_ARCHITECTURES, ARCHITECTURES
 from zoo.unet_pipelines import class_pipeline, draw
@@ -230,7 +231,7 @@ def said_by(session):
     return session.summary()._replace(seconds=None), session.report(), [*session.plans()], session.step
 
 
-@pytest.mark.parametrize("second", BEGIN_SETTLED + BEGIN_ANEW)
+@pytest.mark.parametrize("second", tiered(BEGIN_SETTLED + BEGIN_ANEW, [*BEGIN_SETTLED[::2], *BEGIN_ANEW[::2]]))
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_second_run_is_as_if_nothing_had_been_settled(recipe, second, break_even, monkeypatch):
     network, settled, said = MODEL.network(), [], []

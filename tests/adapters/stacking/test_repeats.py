@@ -14,6 +14,7 @@ from catome_adapters.sites.grid import GridSize
 from changes import PROJECTIONS, add_lora
 from probes import Interrupted, failing
 from running import METRICS, TOTAL, assert_same, make_recipe, unet_recipe
+from tiers import tiered
 from zoo.noise import each_sample
 from zoo.transformers import ARCHITECTURES
 from zoo.unets import SD, conditions
@@ -65,7 +66,7 @@ def run(network: Any, recipe: Any, name: str, checkpointed: str = "") -> list[Te
 
 
 @pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize("name", ["DiT", "Flux"])
+@pytest.mark.parametrize("name", tiered(["DiT", "Flux"], ["DiT"]))
 def test_gradient_checkpointing_over_steps_gives_the_same_bits(name, scope, metric):
     """Of single blocks and of the whole network; afterwards the session goes on as if nothing had been repeated."""
     network = ARCHITECTURES[name].network()

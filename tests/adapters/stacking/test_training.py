@@ -9,6 +9,7 @@ from torch import Tensor
 
 from catome_adapters import MergeRecipe, attach
 from running import ONCE, TOTAL, assert_same, unet_recipe
+from tiers import tiered
 from zoo.noise import noise
 from zoo.transformers import ARCHITECTURES
 from zoo.unets import SD
@@ -35,12 +36,12 @@ def gradients(model: Any, network: Any, session: Any, *, checkpointing: bool) ->
     return [parameter.grad.clone() for parameter in network.parameters() if parameter.grad is not None]
 
 
-@pytest.mark.parametrize("destination", ["top-left", "random", "rotate"])
+@pytest.mark.parametrize("destination", tiered(["top-left", "random", "rotate"], ["top-left"]))
 def test_gradients_of_a_unet_pass_and_survive_gradient_checkpointing(scope, destination):
     check_gradients(SD, unet_recipe(scope, destination=destination))
 
 
-@pytest.mark.parametrize("name", ["PixArt", "SD3", "Flux", "Wan", "HunyuanVideo"])
+@pytest.mark.parametrize("name", tiered(["PixArt", "SD3", "Flux", "Wan", "HunyuanVideo"], ["Flux", "Wan"]))
 def test_gradients_of_a_transformer_pass_and_survive_gradient_checkpointing(recipe, name):
     check_gradients(ARCHITECTURES[name], recipe)
 

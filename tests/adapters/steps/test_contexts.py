@@ -10,6 +10,7 @@ from catome_adapters import attach
 from catome_adapters.hooks.pairs import MAX_CALLS_PER_STEP
 from catome_adapters.reports.names import group_name
 from running import TOTAL, assert_close
+from tiers import tiered
 from two_calls import (
     CONTEXTS,
     DRIVERS,
@@ -37,7 +38,10 @@ def one_batch(session: Any, subject: Architecture, network: nn.Module) -> Tensor
     return torch.stack(outputs)
 
 
-@pytest.mark.parametrize("policy", [{"capacity": 0.25}, {"capacity": None, "threshold": 0.3, "spare": "fill"}], ids=str)
+POLICIES = [{"capacity": 0.25}, {"capacity": None, "threshold": 0.3, "spare": "fill"}]
+
+
+@pytest.mark.parametrize("policy", tiered(POLICIES, POLICIES[1:]), ids=str)
 @pytest.mark.parametrize("driver", DRIVERS)
 @pytest.mark.parametrize("name", ALONE)
 def test_two_calls_are_one_batch_of_two(name, driver, policy):

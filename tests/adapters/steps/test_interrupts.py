@@ -15,6 +15,7 @@ from catome_adapters import attach
 from catome_adapters.prediction.worth import Worth
 from catome_core import InterceptAttention
 from running import SCOPES, make_recipe, progressive_recipe
+from tiers import tiered
 from zoo.transformers import ARCHITECTURES
 from zoo.vits import VITS
 
@@ -57,7 +58,7 @@ def moments(lines: int) -> list[int]:
     return sorted(Random(0).sample(range(1, lines), MOMENTS))
 
 
-@pytest.mark.parametrize(("name", "scope"), CASES)
+@pytest.mark.parametrize(("name", "scope"), tiered(CASES, CASES[::2]))
 def test_an_interrupt_leaves_nothing_behind(name, scope):
     model, recipe = ARCHITECTURES[name], make_recipe(scope)
     network = model.network()

@@ -12,10 +12,11 @@ from catome_adapters import MergeRecipe, attach
 from catome_core import MergeWarning
 from probes import CountingMerge, anatomy
 from running import TOTAL, make_recipe
+from tiers import tiered
 from zoo.transformer_pipelines import PIPELINES, Pipeline
 
 
-@pytest.fixture(params=PIPELINES)
+@pytest.fixture(params=tiered(PIPELINES, [*PIPELINES][::2]))
 def name(request) -> str:
     return request.param
 
