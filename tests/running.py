@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from catome_adapters import RECIPES, MergeRecipe, attach
-from catome_core import AdaptiveMerge, CheckpointSchedule, TokenGrid
+from catome_core import AdaptiveMerge, CheckpointSchedule, Lattice, TokenGrid
 
 TOTAL = 6
 ONCE = CheckpointSchedule((0,), of=TOTAL)
@@ -39,7 +39,16 @@ def make_recipe(scope: str = "attention", policy: type[AdaptiveMerge] = Adaptive
     By default half of the pairs of random tokens are above the threshold, which is more than a quarter has room for.
     """
     options = {"threshold": 0.0, "capacity": 0.25, "schedule": TWICE, "levels": "all"} | options
-    of_policy = {name: options.pop(name) for field in fields(policy) if (name := field.name) in options}
+    return recipe_of(policy, scope, options)
+
+
+def lattice_recipe(**options: Any) -> MergeRecipe:
+    """Keys on a lattice at all levels; `options` are those of the recipe and of its policy."""
+    return recipe_of(Lattice, "keys", {"levels": "all"} | options)
+
+
+def recipe_of(policy: type[AdaptiveMerge | Lattice], scope: str, options: dict[str, Any]) -> MergeRecipe:
+    of_policy = {field.name: options.pop(field.name) for field in fields(policy) if field.name in options}
     return MergeRecipe(policy(**of_policy), scope=scope, **options)
 
 

@@ -6,18 +6,17 @@ from dataclasses import replace
 import pytest
 import torch
 
-from catome_adapters import RECIPES, CalibratedRecipe, MergeRecipe, attach, find_sites, identify_sites
-from catome_core import Lattice
+from catome_adapters import RECIPES, CalibratedRecipe, attach, find_sites, identify_sites
 from changes import add_lora, quantize
 from probes import anatomy
-from running import TOTAL, assert_same, call, make_recipe
+from running import TOTAL, assert_same, call, lattice_recipe, make_recipe
 from zoo.transformers import ARCHITECTURES
 from zoo.unet_pipelines import class_pipeline, draw
 from zoo.unets import small_unet
 
 pytestmark = pytest.mark.usefixtures("without_gradients")
 
-KEYS = MergeRecipe(Lattice(near=0), scope="keys", levels="all")
+KEYS = lattice_recipe(near=0)
 LATE_BLOCK = make_recipe("block", during=(0.5, 1.0))
 
 

@@ -8,6 +8,7 @@ from catome_adapters.prediction.rates import DeviceRates
 from catome_adapters.sites.weights import count_weights
 from probes import Operations, calls_of_ours
 from running import TOTAL, make_recipe
+from tiers import tiered
 from zoo.transformers import ARCHITECTURES
 
 pytestmark = [
@@ -23,7 +24,7 @@ RECIPES = {"it would lose": make_recipe("keys", levels="top"), "its time is over
 
 
 @pytest.mark.parametrize("why", RECIPES)
-@pytest.mark.parametrize("name", ["DiT", "SD3", "Flux", "Wan"])
+@pytest.mark.parametrize("name", tiered(["DiT", "SD3", "Flux", "Wan"], ["DiT", "Wan"]))
 def test_a_site_costs_a_few_calls_where_it_merges_nothing(name, why, monkeypatch):
     """Counted as what every site adds to the first one, in its block and between two steps."""
     monkeypatch.setitem(rates.DEVICE_RATES, "cpu", SLOW_LAUNCHES)
@@ -47,7 +48,7 @@ def test_a_site_costs_a_few_calls_where_it_merges_nothing(name, why, monkeypatch
     assert boundaries[1] - boundaries[0] <= MOST_CALLS_PER_BOUNDARY[why] * more
 
 
-@pytest.mark.parametrize("name", ["DiT", "SD3", "Flux", "Wan"])
+@pytest.mark.parametrize("name", tiered(["DiT", "SD3", "Flux", "Wan"], ["DiT", "Wan"]))
 def test_a_run_works_out_once_what_its_blocks_have_in_common(name, monkeypatch):
     """What every further site adds to a run's first step, which knows nothing yet."""
     monkeypatch.setitem(rates.DEVICE_RATES, "cpu", SLOW_LAUNCHES)
@@ -65,7 +66,7 @@ def test_a_run_works_out_once_what_its_blocks_have_in_common(name, monkeypatch):
     assert calls[1] - calls[0] <= MOST_CALLS_PER_FIRST_BLOCK * (len(find_sites(network)) - len(alike))
 
 
-@pytest.mark.parametrize("name", ["DiT", "SD3", "Flux", "Wan"])
+@pytest.mark.parametrize("name", tiered(["DiT", "SD3", "Flux", "Wan"], ["DiT", "Wan"]))
 def test_the_second_run_of_a_session_asks_nothing_anew(name, monkeypatch):
     """Its first step costs what every later one does, in calls and between them."""
     monkeypatch.setitem(rates.DEVICE_RATES, "cpu", SLOW_LAUNCHES)

@@ -24,7 +24,7 @@ MERGING_COSTS = rates.DEVICE_RATES["cpu"]
 """As it is outside of the tests: see conftest.py."""
 
 
-@pytest.fixture(scope="module", params=tiered(PIPELINES, ["unet", "dit"]))
+@pytest.fixture(scope="module", params=tiered(PIPELINES, ["unet"]))
 def pipeline(request):
     pipe = load_shipped(request.param)
     pipe.set_progress_bar_config(disable=True)
@@ -78,7 +78,7 @@ def test_folding_pixels_is_exact():
 
 
 @pytest.mark.filterwarnings("ignore:nothing merged")
-@pytest.mark.parametrize(("arch", "sites"), [("unet", 3), ("dit", 7)])
+@pytest.mark.parametrize(("arch", "sites"), tiered([("unet", 3), ("dit", 7)], [("unet", 3)]))
 def test_demo_writes_pictures_curves_and_results(tmp_path, arch, sites):
     output = tmp_path / "demo"
     arguments = [
@@ -114,7 +114,7 @@ def test_demo_writes_pictures_curves_and_results(tmp_path, arch, sites):
 
 
 @pytest.mark.filterwarnings("ignore:nothing merged")
-@pytest.mark.parametrize("recipe", [[], ["--recipe", "fast"], ["--recipe", "todo"]])
+@pytest.mark.parametrize("recipe", tiered([[], ["--recipe", "fast"], ["--recipe", "todo"]], [[]]))
 def test_demo_of_recipes_without_a_threshold_records_the_pairs_of_another(tmp_path, recipe):
     arguments = ["demo", "--steps", "2", "--images", "1", "--size", "24", "--output", str(tmp_path), *recipe]
     result = CliRunner().invoke(app, arguments, catch_exceptions=False)
@@ -137,7 +137,8 @@ def test_demo_of_a_picture_too_small_to_merge_says_so(tmp_path, monkeypatch):
     assert (tmp_path / "merged-fraction.png").exists()
 
 
-@pytest.mark.parametrize("arch", tiered(STAGES, ["dit"]))
+@pytest.mark.thorough
+@pytest.mark.parametrize("arch", STAGES)
 def test_a_resumed_training_is_the_same_training(tmp_path, monkeypatch, arch):
     stages = Stage(2, 16, 16, 2, 1e-3), Stage(2, 32, 32, 2, 1e-3)
     monkeypatch.setitem(training.STAGES, arch, stages)

@@ -20,13 +20,14 @@ from catome_bench.comparison.rows import ComparedSample
 from catome_bench.measure.spread import Spread
 from catome_bench.views.comparison import to_bytes
 from catome_core import Lattice
+from running import lattice_recipe
 from tiers import tiered
 from zoo.class_pipelines import tiny_shipped
 from zoo.pipeline_parts import quiet
 
 CALL = {"classes": ["cat"], "size": 16, "num_inference_steps": 2}
-SMALL = MergeRecipe(Lattice(), scope="keys", levels="all")
-LARGE = MergeRecipe(Lattice(), scope="keys", levels="all", stride=4)
+SMALL = lattice_recipe()
+LARGE = lattice_recipe(stride=4)
 
 
 @pytest.fixture
@@ -223,7 +224,7 @@ def test_numbers_without_a_generator_begin_with_the_seed_and_leave_no_trace(pipe
 def compared() -> Compared:
     return of(
         quiet(tiny_shipped()),
-        {"1/4": SMALL, "same": MergeRecipe(Lattice(near=8), scope="keys", levels="all")},
+        {"1/4": SMALL, "same": lattice_recipe(near=8)},
         gate={"ssim": 0},
     )
 

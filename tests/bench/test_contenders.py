@@ -13,7 +13,7 @@ from catome_bench.races.hosts import twin
 from catome_core import TokenGrid, match_tokens
 from zoo.tiny_blocks import OURS, TINY, UNET, by_subject, contenders_of, some
 
-pytestmark = pytest.mark.usefixtures("fresh_compiler", "without_gradients")
+pytestmark = [pytest.mark.thorough, pytest.mark.usefixtures("fresh_compiler", "without_gradients")]
 
 
 class TestContenders:

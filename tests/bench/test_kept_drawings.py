@@ -7,6 +7,8 @@ from catome_bench.models.artist import Artist, Drawing
 from catome_bench.races.kept import KeptDrawings
 from catome_bench.races.pictures import run_pictures
 
+pytestmark = pytest.mark.thorough
+
 KEY = ["dit", "1/4 lattice, near 1", "MagCache 0.12"]
 MACHINE = {"device": "a CPU", "threads": 1}
 SMALL = {"arch": "dit", "steps": (2,), "size": 16, "only": ["ToDo"]}

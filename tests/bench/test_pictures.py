@@ -20,6 +20,8 @@ from catome_bench.views.scatter import scatter
 from catome_bench.views.tables import render_pictures
 from zoo.noise import noise
 
+pytestmark = pytest.mark.thorough
+
 
 @pytest.fixture(scope="module")
 def pipeline():
@@ -108,7 +110,6 @@ def test_what_cannot_be_drawn_is_refused():
         run_pictures(batch=0)
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize("arch", ["unet", "dit"])
 def test_pictures_of_one_call_are_those_of_several(arch):
     """Three, of which two are drawn together."""

@@ -11,6 +11,8 @@ from catome_bench.planning.costs import describe_graphs, held_bytes
 from catome_core import AdaptiveMerge
 from zoo.transformers import ARCHITECTURES
 
+pytestmark = pytest.mark.thorough
+
 KIND = ARCHITECTURES["DiT"]
 HALF = MergeRecipe(AdaptiveMerge(capacity=0.25, spare="fill"), levels="all")
 SEGMENTS = replace(HALF, scope="block", segment=2)
@@ -52,7 +54,6 @@ def test_the_graphs_that_are_forecast_are_compiled(recipe, graphs):
 
 
 @pytest.mark.usefixtures("fresh_compiler")
-@pytest.mark.thorough
 def test_steps_that_do_not_merge_take_one_graph_more():
     always_merges = replace(always("todo"), during=(0.0, 1.0))
     later = replace(always_merges, during=(0.04, 1.0))

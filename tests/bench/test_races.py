@@ -14,10 +14,9 @@ from catome_bench.races.hosts import twin
 from catome_bench.races.kernels import exact, race_kernels
 from catome_bench.races.operations import race_operations, race_windows
 from catome_core import MergePlan, TokenGrid
-from tiers import tiered
 from zoo.tiny_blocks import OURS, TINY_NETWORK, TINY_NETWORKS, UNET, by_subject, contenders_of, some
 
-pytestmark = pytest.mark.usefixtures("fresh_compiler", "without_gradients")
+pytestmark = [pytest.mark.thorough, pytest.mark.usefixtures("fresh_compiler", "without_gradients")]
 
 
 def halting(stack):
@@ -55,7 +54,6 @@ class TestRace:
         assert counts["halting", "every step"][1] > 0
         assert "no full graph" in rows["halting", "every step"].note
 
-    @pytest.mark.thorough
     def test_cuda_graphs_are_asked_for(self, monkeypatch):
         """Without a GPU inductor leaves them out; the path is the same."""
         asked, compile_graph = [], modes.compile_fx
@@ -71,7 +69,6 @@ class TestRace:
         assert [(row.graphs, row.note) for row in rows] == [(1, "")]
         assert asked == [{"triton.cudagraphs": True}]
 
-    @pytest.mark.thorough
     def test_regional_compilation_of_a_whole_network(self, without_inductor):
         made = some(networks.network_contenders(TINY_NETWORK, "cpu", torch.bfloat16), "unpatched", "keys, proportional")
         rows = by_subject(race(made, "regional", repeats=1, device="cpu"))
@@ -124,7 +121,7 @@ class TestChecks:
 
 
 class TestKernels:
-    @pytest.mark.parametrize("mode", tiered(["eager", "compiled"], ["eager"]))
+    @pytest.mark.parametrize("mode", ["eager", "compiled"])
     def test_every_kernel_is_exact(self, mode):
         rows = race_kernels(8, TokenGrid((8, 8)), 2, 2, mode, repeats=1, device="cpu", dtype=torch.float32)
         names = {"no bias", "additive mask", "one more channel", "more channels, a multiple of 8"}

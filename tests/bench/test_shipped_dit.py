@@ -13,6 +13,8 @@ from catome_bench.models.pipeline import ClassConditionalDiTPipeline
 from catome_bench.models.weights import SHIPPED
 from catome_core import AdaptiveMerge
 
+pytestmark = pytest.mark.thorough
+
 
 @pytest.fixture(scope="module")
 def pipeline():
@@ -87,7 +89,6 @@ def test_half_of_the_tokens_draw_nearly_the_same_picture(pipeline):
     assert torch.equal(draw(pipeline, "cat", size=64), unmerged)
 
 
-@pytest.mark.thorough
 def test_the_other_one_has_a_token_per_latent_pixel():
     """And draws what the class says: nearer to its picture with another seed than to that of another class."""
     pipe = load_shipped("dit-patch1")

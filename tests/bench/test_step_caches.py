@@ -11,12 +11,13 @@ from catome_bench.models.artist import Artist, unmerged_is_fine
 from catome_bench.races.step_caches import StepCache, magnitude_ratios, step_caches
 from catome_bench.races.variants import ON_TOP, variants
 from probes import anatomy
-from tiers import tiered
+
+pytestmark = pytest.mark.thorough
 
 STEPS = 8
 
 
-@pytest.fixture(scope="module", params=tiered(["unet", "dit"], ["dit"]))
+@pytest.fixture(scope="module", params=["unet", "dit"])
 def artist(request) -> Artist:
     return Artist(load_shipped(request.param), STEPS, 32)
 

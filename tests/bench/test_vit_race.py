@@ -9,6 +9,8 @@ from catome_bench.commands import vits as command
 from catome_bench.races.vits import FRACTIONS, Labeled, ViTRow, race_vit
 from catome_bench.views.tables import render_vits
 
+pytestmark = pytest.mark.thorough
+
 timm = pytest.importorskip("timm")
 
 

@@ -24,6 +24,7 @@ from catome_core import (
 )
 from catome_core.planning import index_plan
 from strategies import FINITE, capacities, make_tokens, radii, seeds, spares, thresholds
+from tiers import tiered
 
 # All of 12 tokens: the shape of the tokens does not tell them apart.
 GRIDS = (
@@ -246,7 +247,7 @@ def test_a_plan_made_in_inference_mode_serves_and_gives_way_outside_it():
 
 
 @pytest.mark.usefixtures("fresh_compiler")
-@pytest.mark.parametrize("after", ["begin_step", "call", "reset", "set_capacity", "fit"])
+@pytest.mark.parametrize("after", tiered(["begin_step", "call", "reset", "set_capacity", "fit"], ["call"]))
 def test_memory_that_compiled_inference_mode_made_serves_and_gives_way_outside_it(after):
     cache = PairCache(AdaptiveMerge(threshold=0.2))
     compiled = torch.compile(cache, fullgraph=True, backend="eager")
@@ -350,7 +351,7 @@ def test_setting_refresh_moves_no_destination():
     assert not torch.equal(cache(some_tokens(0, GRID), GRID).anchor, first.anchor)
 
 
-@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("shared", tiered([False, True], [True]))
 def test_an_extended_plan_of_the_cache_compiles_to_the_same_two_graphs(shared):
     torch.compiler.reset()
     counter = CompileCounter()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from catome_core import TokenGrid, choose_destinations, dither_offsets
 from integrations.stand_in import FOLDER, SIZE, Guider, ModelPatcher, UNet, install, load_node, together
+from tiers import tiered
 
 SIGMAS = (10.0, 9.0, 8.0, 6.0, 4.0, 2.0, 1.0, 0.0)
 REUSE = 5
@@ -91,7 +92,7 @@ def test_recipes_are_those_that_fit():
     assert {*RECIPES} == {*KINDS, *LEFT}
 
 
-@pytest.mark.parametrize("recipe", KINDS)
+@pytest.mark.parametrize("recipe", tiered(KINDS, ["default", "adaptive"]))
 def test_original_is_untouched_and_every_run_is_a_fresh_one(model, recipe):
     plain, clone = draw(model), patch(model, recipe=recipe)
     merged = draw(clone)
@@ -103,7 +104,7 @@ def test_original_is_untouched_and_every_run_is_a_fresh_one(model, recipe):
     assert torch.equal(draw(clone.clone()), merged)
 
 
-@pytest.mark.parametrize("recipe", KINDS)
+@pytest.mark.parametrize("recipe", tiered(KINDS, ["default", "adaptive"]))
 @pytest.mark.parametrize(("place", "copies"), [("attn1", True), ("attn1", False), ("attn2", True)])
 def test_after_an_error_in_the_middle_of_a_run_the_next_is_a_fresh_one(model, recipe, place, copies):
     clone = patch(model, recipe=recipe)
@@ -121,6 +122,7 @@ def test_after_an_error_in_the_middle_of_a_run_the_next_is_a_fresh_one(model, re
     assert torch.equal(draw(clone), merged)
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("fresh_compiler")
 def test_compiled_network_gives_the_same_bits(model):
     clone = patch(model, recipe="keys")
@@ -136,7 +138,7 @@ GROUPS = {
 }
 
 
-@pytest.mark.parametrize("recipe", KINDS)
+@pytest.mark.parametrize("recipe", tiered(KINDS, ["default", "adaptive"]))
 @pytest.mark.parametrize("groups", GROUPS.values(), ids=GROUPS)
 def test_one_batch_of_conds_is_as_several(model, recipe, groups):
     clone = patch(model, recipe=recipe)

@@ -5,10 +5,9 @@ import torch
 from torch import nn
 from torch.overrides import _get_current_function_mode_stack
 
-from catome_adapters import MergeRecipe, attach
-from catome_core import Lattice
+from catome_adapters import attach
 from probes import Interrupted, anatomy, failing
-from running import ONCE, TOTAL, call, make_recipe
+from running import ONCE, TOTAL, call, lattice_recipe, make_recipe
 from tiers import tiered
 from zoo.cases import EVERY_SCOPE, SCOPE_OF_TEN, TEN
 from zoo.transformers import ALL_ARCHITECTURES
@@ -68,7 +67,7 @@ def test_merging_changes_the_output_and_keeps_it_finite(subject, network, scope,
 def test_near_field_that_covers_the_grid_changes_nothing_and_a_smaller_one_is_finite(subject, network):
     unpatched = subject.call(network)
     for near in (1, COVERING):
-        with attach(network, MergeRecipe(Lattice(near=near), scope="keys", levels="all")) as session:
+        with attach(network, lattice_recipe(near=near)) as session:
             merged = call(subject, network, session)
         assert merged.isfinite().all()
     torch.testing.assert_close(merged, unpatched, rtol=1e-5, atol=1e-5)

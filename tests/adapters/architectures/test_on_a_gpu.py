@@ -10,16 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from catome_adapters import MergeRecipe, MergeSession, attach
-from catome_core import Lattice
-from running import assert_same, make_recipe, run, run_merged
+from catome_adapters import MergeSession, attach
+from running import assert_same, lattice_recipe, make_recipe, run, run_merged
 from zoo.architecture import Architecture
 from zoo.transformers import ALL_ARCHITECTURES
 
 STEPS = range(3)
 LATTICES = {
-    "lattice": MergeRecipe(Lattice(), scope="keys", levels="all"),
-    "near": MergeRecipe(Lattice(near=1), scope="keys", levels="all"),
+    "lattice": lattice_recipe(),
+    "near": lattice_recipe(near=1),
 }
 # Whether texts have one length, which the network itself reads in every step.
 READS = {"Lumina 2": 1}

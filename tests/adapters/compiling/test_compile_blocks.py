@@ -19,7 +19,7 @@ from zoo.unets import SD, sd_unet
 
 LAYERS = 4
 WITHOUT_NAMES = ["DiT", "PixArt", "SD3", "CogVideoX"]
-ALWAYS = [("DiT", "attention"), ("Wan", "block")]
+ALWAYS = [("DiT", "attention")]
 CASES = [(name, "attention") for name in COMPILED_BY_BLOCKS] + [("PixArt", "keys"), ("Wan", "keys"), ("Wan", "block")]
 
 pytestmark = pytest.mark.usefixtures("fresh_compiler", "without_gradients")

@@ -6,11 +6,10 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
 
-from catome_adapters import MergeRecipe, attach, compile_blocks
+from catome_adapters import attach, compile_blocks
 from catome_adapters.hooks.settled import SettledRun
 from catome_adapters.prediction.worth import Worth
-from catome_core import Lattice
-from running import TOTAL, assert_same, call, make_recipe
+from running import TOTAL, assert_same, call, lattice_recipe, make_recipe
 from tiers import tiered
 from zoo.transformers import ARCHITECTURES
 
@@ -23,7 +22,7 @@ MODEL = ARCHITECTURES["DiT"]
 RECIPES = {
     "keys": make_recipe("keys", levels="top"),
     "attention": make_recipe(levels="top", threshold=0.7),
-    "lattice": MergeRecipe(Lattice(), scope="keys", levels="top"),
+    "lattice": lattice_recipe(levels="top"),
     "second half": make_recipe("keys", levels="top", during=(0.5, 1.0)),
 }
 

@@ -15,7 +15,7 @@ from catome_core import Lattice, NearField, TokenGrid
 from catome_core.attention import joined
 from lattice_by_hand import CASES, WIDE
 from probes import Operations
-from running import TOTAL
+from running import TOTAL, lattice_recipe
 
 LAUNCHES = DeviceRates(flops=float("inf"), attention_flops=float("inf"), bandwidth=float("inf"), launch=1.0)
 
@@ -55,7 +55,7 @@ VIEWS = ("view", "transpose", "permute", "unbind", "unsqueeze", "alias", "slice"
 @torch.no_grad()
 def test_operations_of_joined_parts_are_those_that_are_predicted():
     """As on a GPU. Views aside."""
-    case, recipe = WIDE["PixArt"], MergeRecipe(Lattice(near=1), scope="keys", levels="all")
+    case, recipe = WIDE["PixArt"], lattice_recipe(near=1)
     with patch.object(joined, "JOINED_ON", ("cpu",)):
         plain, merged, sites = added_operations(case, recipe)
     added, fewer = ([name for name in names if not any(view in name for view in VIEWS)] for names in (merged, plain))

@@ -9,12 +9,11 @@ import pytest
 import torch
 from diffusers import PyramidAttentionBroadcastConfig
 
-from catome_adapters import MergeRecipe, attach, find_sites
+from catome_adapters import attach, find_sites
 from catome_adapters.hooks.settled import SettledRun
 from catome_adapters.prediction.worth import Worth
-from catome_core import Lattice
 from probes import Interrupted, Operations, calls_of_ours, failing
-from running import TOTAL, assert_same, call, differing_steps, make_recipe, run
+from running import TOTAL, assert_same, call, differing_steps, lattice_recipe, make_recipe, run
 from stepping import counting_recipe
 from tiers import tiered
 from zoo.noise import noise
@@ -28,7 +27,7 @@ pytestmark = [
 ]
 
 RECIPE = make_recipe("keys", levels="top")
-LATTICE = MergeRecipe(Lattice(), scope="keys", levels="top", during=(0.3, 1.0))
+LATTICE = lattice_recipe(levels="top", during=(0.3, 1.0))
 MODEL = ARCHITECTURES["DiT"]
 BROADCAST = PyramidAttentionBroadcastConfig(spatial_attention_block_skip_range=2, current_timestep_callback=lambda: 500)
 

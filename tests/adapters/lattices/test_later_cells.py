@@ -6,18 +6,18 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
 
-from catome_adapters import MergeRecipe, attach, compile_blocks
+from catome_adapters import attach, compile_blocks
 from catome_adapters.prediction.worth import Worth
 from catome_core import Lattice
 from lattice_by_hand import CASES, WIDE
-from running import TOTAL, assert_close, assert_same, differing_steps, run, run_merged
+from running import TOTAL, assert_close, assert_same, differing_steps, lattice_recipe, run, run_merged
 from zoo.own_models import hugging_face_vit
 from zoo.transformers import ARCHITECTURES
 from zoo.unets import SMALL
 
 pytestmark = pytest.mark.usefixtures("fresh_compiler", "without_gradients")
 
-STILL, MOVING = (MergeRecipe(Lattice(moving=moving), scope="keys", levels="all") for moving in (False, True))
+STILL, MOVING = (lattice_recipe(moving=moving) for moving in (False, True))
 LATER = ((1 / 3, (2, 4)), (2 / 3, 4))
 CELLS = [2, 2, (2, 4), (2, 4), 4, 4]
 

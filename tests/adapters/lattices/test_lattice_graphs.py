@@ -6,19 +6,18 @@ from torch._dynamo.testing import CompileCounter
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
-from catome_adapters import MergeRecipe, attach, compile_blocks
-from catome_core import Lattice
+from catome_adapters import attach, compile_blocks
 from lattice_by_hand import CASES, WIDE
 from probes import Operations
-from running import TOTAL, assert_close, assert_same, run
+from running import TOTAL, assert_close, assert_same, lattice_recipe, run
 from tiers import tiered
 from zoo.transformers import ARCHITECTURES
 from zoo.unets import SMALL
 
 pytestmark = pytest.mark.usefixtures("fresh_compiler", "without_gradients")
 
-RECIPE = MergeRecipe(Lattice(), scope="keys", levels="all")
-NEAR = MergeRecipe(Lattice(near=1), scope="keys", levels="all")
+RECIPE = lattice_recipe()
+NEAR = lattice_recipe(near=1)
 
 
 class RefuseMasks(TorchFunctionMode):
@@ -62,6 +61,7 @@ def test_all_steps_are_one_graph(name):
     assert counter.frame_count == (1 if name != "Flux" else kind.graphs - 1)
 
 
+@pytest.mark.thorough
 def test_near_field_is_part_of_the_graph():
     case, counter = WIDE["Flux"], CompileCounter()
     network = case.model.shallow()

@@ -7,18 +7,18 @@ import torch
 from diffusers.models import attention_dispatch
 from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 
-from catome_adapters import RECIPES, MergeRecipe, attach, predict_site
+from catome_adapters import RECIPES, attach, predict_site
 from catome_adapters.prediction import rates
 from catome_adapters.prediction.rates import DeviceRates
 from catome_core import Lattice, MergeWarning, NearField, TokenGrid
 from lattice_by_hand import CASES, WIDE
-from running import ONCE, TOTAL, assert_same, call, run
+from running import ONCE, TOTAL, assert_same, call, lattice_recipe, run
 from zoo.own_models import hugging_face_vit
 from zoo.transformers import ARCHITECTURES
 from zoo.unet_pipelines import class_pipeline, draw
 from zoo.unets import SD
 
-RECIPE = MergeRecipe(Lattice(), scope="keys", levels="all")
+RECIPE = lattice_recipe()
 NEAR = replace(RECIPE, policy=Lattice(near=1))
 FREE = DeviceRates(flops=1.0, attention_flops=1.0, bandwidth=float("inf"), launch=0.0)
 
@@ -61,7 +61,7 @@ def test_recipes_leave_near_fields_and_first_steps_to_the_network(name, near, du
 
 
 def test_a_network_without_steps_has_no_first_ones_to_leave_alone():
-    recipe = MergeRecipe(Lattice(moving=False, near="auto"), scope="keys", levels="all", during="auto")
+    recipe = lattice_recipe(moving=False, near="auto", during="auto")
     with attach(hugging_face_vit(), recipe) as session:
         assert (session.recipe.policy.near, session.recipe.during) == (1, (0.0, 1.0))
 

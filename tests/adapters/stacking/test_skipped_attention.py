@@ -7,9 +7,8 @@ import torch
 from diffusers.hooks import HookRegistry, LayerSkipConfig, apply_layer_skip
 from torch import Tensor
 
-from catome_adapters import MergeRecipe, attach, find_sites
-from catome_core import Lattice
-from running import call, make_recipe
+from catome_adapters import attach, find_sites
+from running import call, lattice_recipe, make_recipe
 from zoo.transformers import ALL_ARCHITECTURES
 from zoo.unets import SD
 
@@ -20,8 +19,8 @@ MODELS |= {name: (ALL_ARCHITECTURES[name], "transformer_blocks") for name in ("D
 AROUND = {
     "attention": make_recipe(proportional=True),
     "keys": make_recipe("keys"),
-    "lattice": MergeRecipe(Lattice(), scope="keys", levels="all"),
-    "near field": MergeRecipe(Lattice(near="auto"), scope="keys", levels="all"),
+    "lattice": lattice_recipe(),
+    "near field": lattice_recipe(near="auto"),
 }
 """Recipes whose blocks run on all tokens."""
 

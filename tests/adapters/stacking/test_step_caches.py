@@ -16,9 +16,10 @@ from diffusers import (
 from diffusers.hooks import LayerSkipConfig, apply_layer_skip, apply_pyramid_attention_broadcast
 from torch import Tensor, nn
 
-from catome_adapters import MergeRecipe, MergeSession, attach
-from catome_core import CheckpointSchedule, Lattice
-from running import TOTAL, all_differ, assert_same, differing_steps, make_recipe, run, run_merged
+from catome_adapters import MergeSession, attach
+from catome_core import CheckpointSchedule
+from running import TOTAL, all_differ, assert_same, differing_steps, lattice_recipe, make_recipe, run, run_merged
+from tiers import tiered
 from zoo.transformers import ARCHITECTURES
 
 
@@ -64,7 +65,7 @@ REFUSED += [(name, config, "attention") for name, config in INSIDE.items()]
 
 @pytest.mark.parametrize("scope", ["attention", "keys"])
 @pytest.mark.parametrize("cache", WHOLE)
-@pytest.mark.parametrize("name", ["Flux", "Wan"])
+@pytest.mark.parametrize("name", tiered(["Flux", "Wan"], ["Wan"]))
 def test_cache_of_whole_blocks_skips_steps_beside_merging(scope, cache, name):
     subject, recipe = ARCHITECTURES[name], make_recipe(scope)
     network = subject.network()
@@ -92,12 +93,12 @@ def run_cached(subject: Any, network: nn.Module, session: MergeSession | None = 
     return predictions
 
 
-KEYS = {"pairs": make_recipe("keys"), "lattice": MergeRecipe(Lattice(), scope="keys", levels="all")}
+KEYS = {"pairs": make_recipe("keys"), "lattice": lattice_recipe()}
 
 
 @pytest.mark.parametrize("recipe", KEYS.values(), ids=KEYS)
 @pytest.mark.parametrize("cache", INSIDE)
-@pytest.mark.parametrize("name", ["Flux", "Wan"])
+@pytest.mark.parametrize("name", tiered(["Flux", "Wan"], ["Wan"]))
 def test_cache_inside_attention_keeps_rows_of_all_tokens_beside_merged_keys(name, cache, recipe):
     """Each run begins anew, in whichever order the two were enabled, and neither leaves a trace."""
     subject = ARCHITECTURES[name]
@@ -120,7 +121,7 @@ def test_cache_inside_attention_keeps_rows_of_all_tokens_beside_merged_keys(name
 
 @pytest.mark.parametrize("first", range(1, 4))
 @pytest.mark.parametrize("cache", INSIDE)
-@pytest.mark.parametrize("name", ["Flux", "Wan"])
+@pytest.mark.parametrize("name", tiered(["Flux", "Wan"], ["Wan"]))
 def test_merging_may_begin_in_a_step_that_the_cache_skips(name, cache, first):
     """Attention that is not computed cannot be intercepted, and need not be."""
     subject = ARCHITECTURES[name]
@@ -136,7 +137,7 @@ def test_merging_may_begin_in_a_step_that_the_cache_skips(name, cache, first):
 
 @pytest.mark.parametrize("cache", INSIDE)
 def test_near_field_of_the_whole_grid_leaves_the_cache_as_it_is_alone(cache):
-    subject, exact = ARCHITECTURES["Flux"], MergeRecipe(Lattice(near=8), scope="keys", levels="all")
+    subject, exact = ARCHITECTURES["Flux"], lattice_recipe(near=8)
     network = subject.network()
     network.enable_cache(INSIDE[cache])
     cached = run_cached(subject, network)
@@ -182,7 +183,7 @@ def test_cache_dit_skips_steps_beside_merging_and_comes_off(recipe):
     assert_same(run(subject, network), whole)
 
 
-@pytest.mark.parametrize("name", ["Flux", "Wan"])
+@pytest.mark.parametrize("name", tiered(["Flux", "Wan"], ["Wan"]))
 def test_cache_dit_is_refused_beside_tokens_that_stay_merged_between_blocks(name):
     subject, recipe = ARCHITECTURES[name], make_recipe("block", segment=2)
     network = subject.network()
@@ -203,7 +204,7 @@ def skip_the_second_step(network: nn.Module) -> nn.Module:
 
 
 @pytest.mark.parametrize("scope", ["attention", "keys"])
-@pytest.mark.parametrize("name", ["Flux", "Wan"])
+@pytest.mark.parametrize("name", tiered(["Flux", "Wan"], ["Wan"]))
 def test_checkpoint_that_a_cache_skips_comes_at_the_next_step(scope, name):
     """A skipped block is called with what the last block returned: its pairs are not those of its own tokens."""
     subject = ARCHITECTURES[name]

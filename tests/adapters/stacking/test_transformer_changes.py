@@ -5,10 +5,9 @@ import torch
 from accelerate import cpu_offload
 from accelerate.hooks import AlignDevicesHook, ModelHook, add_hook_to_module, remove_hook_from_module
 
-from catome_adapters import MergeRecipe, attach
-from catome_core import Lattice
+from catome_adapters import attach
 from changes import add_lora, fuse_projections, quantize
-from running import TOTAL, all_differ, assert_same, call, make_recipe, run, run_merged
+from running import TOTAL, all_differ, assert_same, call, lattice_recipe, make_recipe, run, run_merged
 from zoo.packed_images import FLUX
 from zoo.transformers import ARCHITECTURES
 
@@ -69,7 +68,7 @@ def test_change_before_and_after_attach_is_the_same(recipe, change, name):
 
 @pytest.mark.parametrize("change", [offload, align_devices, offload_groups])
 def test_lattice_of_offloaded_weights_moves_on_as_ever(change):
-    subject, recipe = ARCHITECTURES["PixArt"], MergeRecipe(Lattice(), scope="keys", levels="all")
+    subject, recipe = ARCHITECTURES["PixArt"], lattice_recipe()
     expected, changed = run_merged(subject, subject.network(), recipe), subject.network()
     change(changed)
     assert_same(run_merged(subject, changed, recipe), expected)

@@ -9,11 +9,10 @@ from torch._dynamo.testing import CompileCounter
 
 from catome_adapters import MergeRecipe, attach
 from running import TOTAL, assert_close
-from tiers import tiered
 from two_calls import by_fields, by_order, counting_recipe, one_sample, two_calls
 from zoo.architecture import Architecture
 
-pytestmark = pytest.mark.usefixtures("fresh_compiler")
+pytestmark = [pytest.mark.thorough, pytest.mark.usefixtures("fresh_compiler")]
 
 
 def whole(network: nn.Module, counter: CompileCounter) -> nn.Module:
@@ -38,7 +37,7 @@ def graphs_of_one_call(subject: Architecture, compile_network: Any, recipe: Merg
 CASES = [(whole, by_fields), (blocks, by_order)]
 
 
-@pytest.mark.parametrize(("compile_network", "driver"), tiered(CASES, CASES[1:]))
+@pytest.mark.parametrize(("compile_network", "driver"), CASES)
 def test_contexts_take_no_graph_of_their_own(compile_network, driver, subject):
     network, recipe, counter = subject.network(num_layers=1, num_single_layers=0), counting_recipe(), CompileCounter()
     graphs = graphs_of_one_call(subject, compile_network, recipe)

@@ -18,6 +18,7 @@ from diffusers import (
 from catome_adapters import attach
 from catome_core import MergeWarning
 from stepping import SCHEDULE, counting_recipe, expected_calls
+from tiers import tiered
 from zoo.noise import noise
 from zoo.pipeline_parts import ddim
 from zoo.unet_pipelines import redraw, sd_pipeline
@@ -35,7 +36,7 @@ IMAGE_TO_IMAGE = {
 }
 
 
-@pytest.mark.parametrize("scheduler", IMAGE_TO_IMAGE)
+@pytest.mark.parametrize("scheduler", tiered(IMAGE_TO_IMAGE, [*IMAGE_TO_IMAGE][:2]))
 def test_image_to_image_begins_in_the_middle(scheduler):
     pipe, recipe = sd_pipeline(StableDiffusionImg2ImgPipeline, IMAGE_TO_IMAGE[scheduler]()), counting_recipe()
     with attach(pipe, recipe) as session:
@@ -48,7 +49,7 @@ def test_image_to_image_begins_in_the_middle(scheduler):
         assert torch.equal(redraw(pipe), first)
 
 
-@pytest.mark.parametrize("scheduler", IMAGE_TO_IMAGE)
+@pytest.mark.parametrize("scheduler", tiered(IMAGE_TO_IMAGE, [*IMAGE_TO_IMAGE][:1]))
 def test_first_part_of_the_schedule_is_over_when_image_to_image_begins(scheduler):
     pipe = sd_pipeline(StableDiffusionImg2ImgPipeline, IMAGE_TO_IMAGE[scheduler]())
     unpatched = redraw(pipe)

@@ -74,7 +74,7 @@ def make_pipeline(scheduler_class: type) -> ClassConditionalPipeline:
     return pipe
 
 
-@pytest.mark.parametrize("scheduler_class", SCHEDULERS)
+@pytest.mark.parametrize("scheduler_class", FEW)
 def test_checkpoints_are_the_steps_of_the_schedule(scheduler_class):
     pipe, recipe = make_pipeline(scheduler_class), counting_recipe()
     with attach(pipe, recipe) as session:

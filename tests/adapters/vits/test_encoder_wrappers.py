@@ -11,7 +11,6 @@ from catome_adapters import RECIPES, attach, find_sites
 from catome_adapters.architectures.find import find_candidates
 from probes import anatomy
 from running import assert_close, vit_recipe
-from tiers import tiered
 from zoo.encoders import ENCODERS, image_and_text, make_model
 from zoo.noise import seeded
 from zoo.vits import images
@@ -155,7 +154,8 @@ def test_gradients_reach_every_layer_and_checkpointing_inside_of_layers_is_refus
 
 
 @pytest.mark.usefixtures("fresh_compiler", "without_gradients")
-@pytest.mark.parametrize(("name", "recipe"), tiered(COMPILED, COMPILED[:1]))
+@pytest.mark.thorough
+@pytest.mark.parametrize(("name", "recipe"), COMPILED)
 def test_whole_model_compiles_to_one_graph_and_one_for_the_first_call(name, recipe):
     encoder, counter = ENCODERS[name], CompileCounter()
     network = encoder.shallow()

@@ -30,6 +30,7 @@ def test_whole_model_compiles_to_one_graph_and_one_for_the_first_call(scope):
     assert count_graphs("ViT", vit_recipe(scope)) <= 2
 
 
-@pytest.mark.parametrize("name", tiered(["ViT", "RoPE mixed"], ["ViT"]))
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", ["ViT", "RoPE mixed"])
 def test_progressive_merging_compiles_to_one_graph_and_one_for_the_first_call(name):
     assert count_graphs(name, RECIPES["tome"], depth=2) <= 2

@@ -9,13 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from catome_adapters import MergeRecipe, attach, find_sites, sessions
+from catome_adapters import attach, find_sites, sessions
 from catome_adapters.recipes.calibrated import CalibratedRecipe, identify_sites
 from catome_bench.calibrate import Calibration, calibrate
 from catome_bench.calibration import damage
 from catome_bench.calibration.goal import psnr_of
 from catome_bench.measure.fidelity import psnr
-from catome_core import CheckpointSchedule, Lattice
+from catome_core import CheckpointSchedule
+from running import lattice_recipe
 from zoo.class_pipelines import tiny_shipped
 from zoo.pipeline_parts import quiet
 
@@ -223,7 +224,7 @@ def test_whatever_is_raised_leaves_the_pipeline_and_the_folder_as_they_were(
 
 def test_a_pipeline_with_a_session_is_refused():
     pipe = tiny()
-    recipe = MergeRecipe(Lattice(), scope="keys", levels="all")
+    recipe = lattice_recipe()
     with attach(pipe, recipe) as session, pytest.raises(RuntimeError, match="is attached already"):
         of(pipe)
     assert session.sites
