@@ -21,10 +21,11 @@ MOST_OF_FIRST_RUN = 0.75
 MOST_CALLS_PER_BOUNDARY = {"it would lose": 40, "its time is over": 29}
 SLOW_LAUNCHES = DeviceRates(flops=1e12, attention_flops=1e12, bandwidth=1e12, launch=1.0)
 RECIPES = {"it would lose": make_recipe("keys", levels="top"), "its time is over": make_recipe(during=(0.0, 0.1))}
+MODELS = tiered(["DiT", "SD3", "Flux", "Wan"], ["DiT", "Wan"])
 
 
 @pytest.mark.parametrize("why", RECIPES)
-@pytest.mark.parametrize("name", tiered(["DiT", "SD3", "Flux", "Wan"], ["DiT", "Wan"]))
+@pytest.mark.parametrize("name", MODELS)
 def test_a_site_costs_a_few_calls_where_it_merges_nothing(name, why, monkeypatch):
     """Counted as what every site adds to the first one, in its block and between two steps."""
     monkeypatch.setitem(rates.DEVICE_RATES, "cpu", SLOW_LAUNCHES)
@@ -48,7 +49,7 @@ def test_a_site_costs_a_few_calls_where_it_merges_nothing(name, why, monkeypatch
     assert boundaries[1] - boundaries[0] <= MOST_CALLS_PER_BOUNDARY[why] * more
 
 
-@pytest.mark.parametrize("name", tiered(["DiT", "SD3", "Flux", "Wan"], ["DiT", "Wan"]))
+@pytest.mark.parametrize("name", MODELS)
 def test_a_run_works_out_once_what_its_blocks_have_in_common(name, monkeypatch):
     """What every further site adds to a run's first step, which knows nothing yet."""
     monkeypatch.setitem(rates.DEVICE_RATES, "cpu", SLOW_LAUNCHES)
@@ -66,7 +67,7 @@ def test_a_run_works_out_once_what_its_blocks_have_in_common(name, monkeypatch):
     assert calls[1] - calls[0] <= MOST_CALLS_PER_FIRST_BLOCK * (len(find_sites(network)) - len(alike))
 
 
-@pytest.mark.parametrize("name", tiered(["DiT", "SD3", "Flux", "Wan"], ["DiT", "Wan"]))
+@pytest.mark.parametrize("name", MODELS)
 def test_the_second_run_of_a_session_asks_nothing_anew(name, monkeypatch):
     """Its first step costs what every later one does, in calls and between them."""
     monkeypatch.setitem(rates.DEVICE_RATES, "cpu", SLOW_LAUNCHES)

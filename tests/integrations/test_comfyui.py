@@ -29,6 +29,7 @@ NODE = load_node()
 RECIPES = NODE.NODE_CLASS_MAPPINGS["CaTome"].INPUT_TYPES()["required"]["recipe"][0]
 KINDS = ["default", "todo", "tomesd", "adaptive", "keys"]
 """A recipe of each kind: a lattice that moves or not, tokens that merge always or by threshold, and their keys."""
+KINDS_TO_RUN = tiered(KINDS, ["default", "adaptive"])
 HALF = (1, 2)
 CELLS = {"close": [HALF] * 7, "balanced": [HALF] * 2 + [2] * 5, "fast": [HALF] * 2 + [(2, 4)] * 5, "todo": [2] * 7}
 CELLS["default"] = CELLS["balanced"]
@@ -92,7 +93,7 @@ def test_recipes_are_those_that_fit():
     assert {*RECIPES} == {*KINDS, *LEFT}
 
 
-@pytest.mark.parametrize("recipe", tiered(KINDS, ["default", "adaptive"]))
+@pytest.mark.parametrize("recipe", KINDS_TO_RUN)
 def test_original_is_untouched_and_every_run_is_a_fresh_one(model, recipe):
     plain, clone = draw(model), patch(model, recipe=recipe)
     merged = draw(clone)
@@ -104,7 +105,7 @@ def test_original_is_untouched_and_every_run_is_a_fresh_one(model, recipe):
     assert torch.equal(draw(clone.clone()), merged)
 
 
-@pytest.mark.parametrize("recipe", tiered(KINDS, ["default", "adaptive"]))
+@pytest.mark.parametrize("recipe", KINDS_TO_RUN)
 @pytest.mark.parametrize(("place", "copies"), [("attn1", True), ("attn1", False), ("attn2", True)])
 def test_after_an_error_in_the_middle_of_a_run_the_next_is_a_fresh_one(model, recipe, place, copies):
     clone = patch(model, recipe=recipe)
@@ -138,7 +139,7 @@ GROUPS = {
 }
 
 
-@pytest.mark.parametrize("recipe", tiered(KINDS, ["default", "adaptive"]))
+@pytest.mark.parametrize("recipe", KINDS_TO_RUN)
 @pytest.mark.parametrize("groups", GROUPS.values(), ids=GROUPS)
 def test_one_batch_of_conds_is_as_several(model, recipe, groups):
     clone = patch(model, recipe=recipe)

@@ -61,11 +61,12 @@ INSIDE = {
 }
 REFUSED = [(name, config, "block") for name, config in (WHOLE | INSIDE).items()]
 REFUSED += [(name, config, "attention") for name, config in INSIDE.items()]
+MODELS = tiered(["Flux", "Wan"], ["Wan"])
 
 
 @pytest.mark.parametrize("scope", ["attention", "keys"])
 @pytest.mark.parametrize("cache", WHOLE)
-@pytest.mark.parametrize("name", tiered(["Flux", "Wan"], ["Wan"]))
+@pytest.mark.parametrize("name", MODELS)
 def test_cache_of_whole_blocks_skips_steps_beside_merging(scope, cache, name):
     subject, recipe = ARCHITECTURES[name], make_recipe(scope)
     network = subject.network()
@@ -98,7 +99,7 @@ KEYS = {"pairs": make_recipe("keys"), "lattice": lattice_recipe()}
 
 @pytest.mark.parametrize("recipe", KEYS.values(), ids=KEYS)
 @pytest.mark.parametrize("cache", INSIDE)
-@pytest.mark.parametrize("name", tiered(["Flux", "Wan"], ["Wan"]))
+@pytest.mark.parametrize("name", MODELS)
 def test_cache_inside_attention_keeps_rows_of_all_tokens_beside_merged_keys(name, cache, recipe):
     """Each run begins anew, in whichever order the two were enabled, and neither leaves a trace."""
     subject = ARCHITECTURES[name]
@@ -121,7 +122,7 @@ def test_cache_inside_attention_keeps_rows_of_all_tokens_beside_merged_keys(name
 
 @pytest.mark.parametrize("first", range(1, 4))
 @pytest.mark.parametrize("cache", INSIDE)
-@pytest.mark.parametrize("name", tiered(["Flux", "Wan"], ["Wan"]))
+@pytest.mark.parametrize("name", MODELS)
 def test_merging_may_begin_in_a_step_that_the_cache_skips(name, cache, first):
     """Attention that is not computed cannot be intercepted, and need not be."""
     subject = ARCHITECTURES[name]
@@ -183,7 +184,7 @@ def test_cache_dit_skips_steps_beside_merging_and_comes_off(recipe):
     assert_same(run(subject, network), whole)
 
 
-@pytest.mark.parametrize("name", tiered(["Flux", "Wan"], ["Wan"]))
+@pytest.mark.parametrize("name", MODELS)
 def test_cache_dit_is_refused_beside_tokens_that_stay_merged_between_blocks(name):
     subject, recipe = ARCHITECTURES[name], make_recipe("block", segment=2)
     network = subject.network()
@@ -204,7 +205,7 @@ def skip_the_second_step(network: nn.Module) -> nn.Module:
 
 
 @pytest.mark.parametrize("scope", ["attention", "keys"])
-@pytest.mark.parametrize("name", tiered(["Flux", "Wan"], ["Wan"]))
+@pytest.mark.parametrize("name", MODELS)
 def test_checkpoint_that_a_cache_skips_comes_at_the_next_step(scope, name):
     """A skipped block is called with what the last block returned: its pairs are not those of its own tokens."""
     subject = ARCHITECTURES[name]

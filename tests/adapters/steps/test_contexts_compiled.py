@@ -34,10 +34,7 @@ def graphs_of_one_call(subject: Architecture, compile_network: Any, recipe: Merg
     return counter.frame_count
 
 
-CASES = [(whole, by_fields), (blocks, by_order)]
-
-
-@pytest.mark.parametrize(("compile_network", "driver"), CASES)
+@pytest.mark.parametrize(("compile_network", "driver"), [(whole, by_fields), (blocks, by_order)])
 def test_contexts_take_no_graph_of_their_own(compile_network, driver, subject):
     network, recipe, counter = subject.network(num_layers=1, num_single_layers=0), counting_recipe(), CompileCounter()
     graphs = graphs_of_one_call(subject, compile_network, recipe)

@@ -16,7 +16,6 @@ from zoo.noise import seeded
 from zoo.vits import images
 
 VIT = ENCODERS["ViTModel"]
-COMPILED = [("DINOv3ViTModel", RECIPES["vit"]), ("CLIPVisionModel", RECIPES["tome"])]
 
 
 def model_of(name: str, **changes: Any) -> Any:
@@ -155,7 +154,7 @@ def test_gradients_reach_every_layer_and_checkpointing_inside_of_layers_is_refus
 
 @pytest.mark.usefixtures("fresh_compiler", "without_gradients")
 @pytest.mark.thorough
-@pytest.mark.parametrize(("name", "recipe"), COMPILED)
+@pytest.mark.parametrize(("name", "recipe"), [("DINOv3ViTModel", RECIPES["vit"]), ("CLIPVisionModel", RECIPES["tome"])])
 def test_whole_model_compiles_to_one_graph_and_one_for_the_first_call(name, recipe):
     encoder, counter = ENCODERS[name], CompileCounter()
     network = encoder.shallow()
