@@ -168,4 +168,4 @@ def _axes(ax: Axes | None) -> Axes:
 
 def _name_layers(axes: Axes, layers: int) -> None:
     if 0 < layers <= MOST_NAMES:
-        axes.legend(fontsize="small")
+        axes.legend(loc="best", fontsize="small")

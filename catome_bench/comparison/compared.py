@@ -120,14 +120,14 @@ def _verdict(row: ComparedRow, gate: Mapping[str, float]) -> str:
     faults = _faults(row, gate)
     if not row.merged or row.psnr is None:
         return f"{row.name}: {' and '.join(faults)}: drop"
-    speed, psnr, worst = round(row.speedup.median, 2), row.psnr.median, row.psnr.worst
+    speed, psnr, worst = row.speedup.median, row.psnr.median, row.psnr.worst
     likeness = f"at {psnr:.1f} dB"
     if psnr == inf:
         likeness = (
             "with the same pictures" if worst == inf else f"with mostly the same pictures, the worst at {worst:.1f} dB"
         )
     answer = f"drop, since {' and '.join(faults)}" if faults else "keep"
-    return f"{row.name}: {'as fast' if speed == 1 else pace(speed)} {likeness}: {answer}{_doubt(row)}"
+    return f"{row.name}: {'as fast' if round(speed, 2) == 1 else pace(speed)} {likeness}: {answer}{_doubt(row)}"
 
 
 def _faults(row: ComparedRow, gate: Mapping[str, float]) -> list[str]:

@@ -110,7 +110,7 @@ def merged_fractions(pair: Pair) -> Figure:
     axis.set(xlabel="step", ylabel="share of the tokens", ylim=(0, 1))
     what = "above the threshold at the checkpoints (dots), merged (dashed)"
     axis.set_title(f"{pair.name}: {what if pair.summary.merged_fraction else 'nothing merged'}")
-    axis.legend(fontsize="small")
+    axis.legend(loc="best", fontsize="small")
     return figure
 
 

@@ -69,7 +69,7 @@ def _panel(axis: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
     axis.set(xlabel="speed-up over the unmerged run", ylabel="PSNR against the unmerged picture, dB")
     axis.grid(alpha=0.3)
     if rows:
-        axis.legend()
+        axis.legend(loc="best")
 
 
 def _short(name: str) -> str:

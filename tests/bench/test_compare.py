@@ -248,6 +248,11 @@ def changed(compared: Compared, **values: Any) -> Compared:
             True,
         ),
         (
+            {"speedup": 0.004, "psnr": 41.2, "ssim": 0.99},
+            "1/4: 250.00x slower at 41.2 dB: drop, since it is no faster",
+            True,
+        ),
+        (
             {"speedup": 2.0, "psnr": 29.9, "ssim": 0.8},
             "1/4: 2.00x faster at 29.9 dB: drop, since PSNR 29.9 dB is below 30 dB and SSIM 0.8 is below 0.9",
             False,

@@ -1,5 +1,6 @@
 """Plots of what a session has merged: axes in, axes out, and what they show is what the plans say."""
 
+from itertools import count
 from types import SimpleNamespace
 
 import matplotlib
@@ -7,12 +8,15 @@ import numpy as np
 import pytest
 import torch
 from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 from PIL import Image
 
 from catome_adapters import MergeRecipe, attach
 from catome_bench.models.artist import Artist
 from catome_bench.plots import jaccard_curves, plot_jaccard, plot_merge_map, plot_similarity, similarity_curves
+from catome_bench.views.figures import merged_fractions
 from catome_bench.views.files import save_maps, save_pairs
+from catome_bench.views.scatter import draw_front
 from catome_core import AdaptiveMerge, TokenGrid, jaccard_distance, plan_merge
 from catome_core.matching import match_tokens
 from zoo.class_pipelines import tiny_shipped
@@ -80,6 +84,26 @@ def test_a_legend_names_the_layers_unless_there_are_many():
     points = [0.5, 0.5]
     assert plot_jaccard({f"layer {number}": points for number in range(12)}).get_legend()
     assert not plot_jaccard({f"layer {number}": points for number in range(13)}).get_legend()
+
+
+def a_plot_of_distances() -> Figure:
+    return plot_jaccard({"layer": [0.5, 0.25]}).figure
+
+
+def shares_of_merged_tokens() -> Figure:
+    row = SimpleNamespace(site="layer", step=0, checkpoint=True, mergeable_fraction=0.5, merged_fraction=0.25)
+    return merged_fractions(SimpleNamespace(name="cat", summary=SimpleNamespace(rows=[row], merged_fraction=0.25)))
+
+
+def a_front() -> Figure:
+    spread = {"median": 1.5, "worst": 1.5, "interval": [1.5, 1.5]}
+    return draw_front([{"subject": "fast", "family": "ours", "speedup": spread, "psnr": spread}])
+
+
+@pytest.mark.parametrize("draw", [a_plot_of_distances, shares_of_merged_tokens, a_front])
+def test_a_legend_that_takes_long_to_place_is_no_warning(draw, monkeypatch):
+    monkeypatch.setattr(matplotlib.legend, "time", SimpleNamespace(perf_counter=count(step=2).__next__))
+    draw().draw_without_rendering()
 
 
 def test_what_a_run_recorded_is_what_is_drawn_and_saved(tmp_path):
