@@ -9,7 +9,8 @@ import pytest
 def tiered(cases: Iterable[Any], always: Collection[Any]) -> list[Any]:
     """The cases, each a tuple of values or a value; those that are not `always` run are marked."""
     return [
-        pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=marks)
+        pytest.param(
+            *(case if isinstance(case, tuple) else (case,)), marks=() if case in always else pytest.mark.thorough
+        )
         for case in cases
-        for marks in ([] if case in always else pytest.mark.thorough,)
     ]

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from itertools import chain
 from typing import Any
 
-import torch
-
 from catome_adapters.architectures.find import denoisers, find_candidates
 from catome_adapters.compatibility import reason_of_ranks
 from catome_adapters.prediction.choose import choose_calibrated, choose_gaining
@@ -49,7 +47,7 @@ def attach(
         The session.
 
     Raises:
-        TypeError: If there is no network, or the recipe is none.
+        TypeError: If there is no network, or `recipe` is not a recipe.
         KeyError: If no recipe has this name.
         ValueError: If no site is found, or none at the chosen levels; if the recipe waits for later steps, and the
             model, such as a timm ViT, is called once per input; if it was calibrated on another model; or if something
@@ -72,17 +70,15 @@ def attach(
     found = [one for one in candidates if isinstance(one, MergeSite)]
     if not found:
         raise ValueError(_nothing_found(model_or_pipeline, skipped))
+    if sites is None:
+        _refuse_shared(found)
     networks = denoisers(model_or_pipeline).values()
     if isinstance(recipe, CalibratedRecipe):
         chosen = choose_calibrated(recipe, found, sites)
         layout = next(iter(chosen.sites))
-        network = network_seconds(networks, found, layout)
     else:
         layout = recipe = decide(recipe, found)
-        network = network_seconds(networks, found, layout)
-        chosen = choose_gaining(recipe, network, found, sites)
-    # Dynamo does not guard on hooks: what was compiled without them would go on without them, unnoticed.
-    torch.compiler.reset()
+        chosen = choose_gaining(recipe, network_seconds(networks, found, layout), found, sites)
     part = part_of_network(networks, found, chain.from_iterable(chosen.sites.values()), layout)
     return MergeSession(model_or_pipeline, recipe, chosen.sites, [*skipped, *chosen.left_out], part)
 
@@ -93,6 +89,18 @@ def _for_this_rank(candidate: MergeSite | SkippedSite) -> MergeSite | SkippedSit
         return candidate
     reason = reason_of_ranks(candidate)
     return SkippedSite(candidate.name, reason, candidate) if reason else for_ranks(candidate)
+
+
+def _refuse_shared(sites: Sequence[MergeSite]) -> None:
+    """Raise ValueError: two blocks are one module, as tied weights may be, whose calls cannot be told apart."""
+    first: dict[int, str] = {}
+    for site in sites:
+        name = first.setdefault(id(site.attention), site.name)
+        if name != site.name:
+            raise ValueError(
+                f"{name} and {site.name} have the same self-attention, {type(site.attention).__name__}, whose calls "
+                "cannot be told apart: pass sites=[...] without either of them"
+            )
 
 
 def _nothing_found(model: Any, skipped: Sequence[SkippedSite]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 
 from torch import nn
@@ -42,11 +43,10 @@ class MergeRun:
         recipe: MergeRecipe,
         sites: Sequence[MergeSite],
         before_call: Callable[[MergeRun, Host], None],
+        undo: ExitStack,
         part: NetworkPart = ALL,
     ) -> None:
-        self.recipe, self.sites = recipe, sites
-        self.log = RunLog()
-        self._warned = Warned()
+        self.recipe, self.sites, self.log, self._warned = recipe, sites, RunLog(), Warned()
         self._checkpoints: Sequence[int] = ()
         self.denoises = any(site.denoises for site in sites)
         self.worth = Worth(recipe, part, self.denoises)
@@ -63,7 +63,7 @@ class MergeRun:
             parts=1 + len(recipe.later),
             pays_off=self.worth.pays_off,
         )
-        self.attachment = Attachment(sites, rules, recipe.segment, partial(before_call, self))
+        self.attachment = Attachment(sites, rules, recipe.segment, partial(before_call, self), undo)
         self.settled = SettledRun(self.attachment)
         self._step, self._merging = 0, True
         self._trials: dict[Segment, Trial] = {}

@@ -54,20 +54,21 @@ class MergeSession:
     ) -> None:
         self.recipe, self.sites, self.skipped = recipe, tuple(chain.from_iterable(sites.values())), tuple(skipped)
         with ExitStack() as undo:
+            # Dynamo does not guard on hooks: what was compiled without them would go on without them, unnoticed.
+            torch.compiler.reset()
+            undo.callback(torch.compiler.reset)
             self._graphs = [RoomForGraphs()] if any(one.policy.adapts or one.later for one in sites) else []
             for graphs in self._graphs:
                 undo.callback(graphs.remove)
-            runs: list[MergeRun] = []
-            for one, where in sites.items():
-                runs.append(MergeRun(one, where, self._before_call, part))
-                undo.callback(runs[-1].attachment.remove)
+            runs = [MergeRun(one, where, self._before_call, undo, part) for one, where in sites.items()]
             self._runs = MergeRuns(runs, AttachedNetworks(model_or_pipeline, self.sites))
             self._tracker = StepTracker(self._runs)
             networks = list(dict.fromkeys(site.host for site in self.sites))
-            observe_steps(model_or_pipeline, networks, self._tracker)
+            observe_steps(model_or_pipeline, networks, self._tracker, undo)
             for host in chain.from_iterable(run.attachment.hosts for run in runs):
                 host.components = self._tracker.components
-            undo.pop_all()
+            undo.callback(self._tracker.finish)
+            self._undo = undo.pop_all()
         _ATTACHED[id(self)] = self
 
     def __enter__(self) -> MergeSession:
@@ -79,13 +80,9 @@ class MergeSession:
 
     def detach(self) -> None:
         """Restore the model and its scheduler exactly; safe to call again. What was compiled is compiled anew."""
-        # The last one first, each also after an error of another.
-        with ExitStack() as undo:
-            undo.callback(_ATTACHED.pop, id(self), None)
-            undo.callback(torch.compiler.reset)
-            for part in (*self._graphs, *self._tracker.sources, *(run.attachment for run in self._runs.each)):
-                undo.callback(part.remove)
-            undo.callback(self._tracker.finish)
+        _ATTACHED.pop(id(self), None)
+        # Empty from then on. The last one is removed first, each also after an error of another.
+        self._undo.close()
 
     def reset(self) -> None:
         """Forget every plan and the step: the next call begins a run of unknown length.
@@ -116,7 +113,6 @@ class MergeSession:
         self._expect_attached()
         total = checks.integer("total", total, "the number of steps of the run, at least 1", least=1)
         step = checks.integer("step", step, f"0 to {total - 1}: steps count from 0", least=0, most=total - 1)
-        self._tracker.context = context
         self._tracker.on_step(step, total, (None, context))
 
     @property

@@ -154,8 +154,8 @@ def test_patch_that_is_on_at_detach_stays_and_the_next_session_keeps_it():
 
 def test_part_that_fails_to_detach_keeps_no_other_from_it(monkeypatch):
     pipe, limit = class_pipeline(), torch._dynamo.config.recompile_limit
-    before, session = anatomy(pipe.unet), attach(pipe, make_recipe(capacity=None))
     monkeypatch.setattr(SchedulerSource, "remove", lambda _: 1 / 0)
+    before, session = anatomy(pipe.unet), attach(pipe, make_recipe(capacity=None))
     with pytest.raises(ZeroDivisionError):
         session.detach()
     assert anatomy(pipe.unet) == before and sessions(pipe) == []

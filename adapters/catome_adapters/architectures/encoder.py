@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from catome_adapters.sites.call import Signature
 from catome_adapters.sites.grid import Shape, patches
 from catome_adapters.sites.layout import BlockLayout, PerToken
+from catome_adapters.sites.signature import Signature
 from catome_adapters.sites.site import MergeSite, Reason, SkippedSite
 
 PREFIX = ("cls_token", "class_embedding", "distillation_token", "register_tokens")

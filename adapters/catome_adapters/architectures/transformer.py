@@ -12,9 +12,9 @@ from catome_adapters.architectures.blocks import BLOCKS
 from catome_adapters.architectures.configured import default_shape
 from catome_adapters.architectures.facts import MODULATION
 from catome_adapters.architectures.grids import measure_for
-from catome_adapters.sites.call import Signature
 from catome_adapters.sites.grid import Measure, PositionGrid, Shape
 from catome_adapters.sites.layout import BlockLayout, PerToken
+from catome_adapters.sites.signature import Signature
 from catome_adapters.sites.site import MergeSite, Reason, SkippedSite
 
 ATTENTIONS = ("attn1", "attn", "attention", "self_attn", "self_attention", "video_dec_block.self_attention")

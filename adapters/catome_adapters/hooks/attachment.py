@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 
 from torch import nn
@@ -27,6 +28,7 @@ class Attachment:
         length: Number of consecutive blocks that share a merge, at most.
         before_call: Called before a call of a host that is not the first of its context in a step, or whose step is
             unknown; not in compiled code.
+        undo: Gets, for each part as it is installed, what removes it.
 
     Attributes:
         known: What follows from the shapes of calls.
@@ -34,14 +36,19 @@ class Attachment:
     """
 
     def __init__(
-        self, sites: Sequence[MergeSite], rules: MergeRules, length: int, before_call: Callable[[Host], None]
+        self,
+        sites: Sequence[MergeSite],
+        rules: MergeRules,
+        length: int,
+        before_call: Callable[[Host], None],
+        undo: ExitStack,
     ) -> None:
-        self._before_call = before_call
+        self._before_call, self._undo = before_call, undo
         self._hosts: dict[tuple[nn.Module, Measure], Host] = {}
         groups = group_sites(sites, rules.scope.blocks_per_segment(length, len(sites)))
         self.known = AlikeCalls(rules)
         self.segments = [
-            Segment(group, self._host(group[0]), replace(rules, seed=seed), self.known)
+            Segment(group, self._host(group[0]), replace(rules, seed=seed), self.known, undo)
             for seed, group in enumerate(groups, rules.seed)
         ]
         self.hosts: Sequence[Host] = [*self._hosts.values()]
@@ -105,14 +112,10 @@ class Attachment:
         for segment in self.segments:
             segment.pairs.reset()
 
-    def remove(self) -> None:
-        """Remove every hook."""
-        for part in (*self.segments, *self.hosts):
-            part.remove()
-
     def _host(self, site: MergeSite) -> Host:
         """One host serves all sites with the same module and grid."""
         key = (site.host, site.grid_of)
         if key not in self._hosts:
             self._hosts[key] = Host(*key, self._before_call)
+            self._undo.callback(self._hosts[key].remove)
         return self._hosts[key]

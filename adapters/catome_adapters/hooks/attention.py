@@ -16,8 +16,9 @@ from catome_adapters.hooks.failures import explain_failure, refuse_uncalled
 from catome_adapters.hooks.forward import ForwardState
 from catome_adapters.hooks.lattices import needs_of_call
 from catome_adapters.hooks.substitutes import find_substitutes, skips_attention
-from catome_adapters.sites.call import Arguments, Signature, gather_rows
+from catome_adapters.sites.call import gather_rows
 from catome_adapters.sites.plans import BlockPlans
+from catome_adapters.sites.signature import Arguments, Signature
 from catome_adapters.sites.site import MergeSite
 from catome_core import InterceptAttention, merge, unmerge
 
@@ -73,7 +74,7 @@ def _enclosed(kind: type[nn.Module]) -> type[nn.Module]:
 
 def is_enclosed(module: nn.Module) -> bool:
     """Whether a session is at work on this self-attention."""
-    return isinstance(module, EnclosedAttention)
+    return "catome_attention" in vars(module)
 
 
 class SelfAttention:
@@ -89,12 +90,14 @@ class SelfAttention:
         on_output: Callable[[Tensor], None] | None,
     ) -> None:
         self.site, self.module, self.scope, self.state, self.needs = site, module, scope, state, needs
-        self.on_output, self.kind, self.kernel = on_output, type(module), kernel_for(module, needs)
-        self.by_arguments = ByArguments(site, module, needs) if site.layout.takes_keys else None
+        self.on_output, self.kernel = on_output, kernel_for(module, needs)
         # Looked up here: in compiled code, by the module, it would be another graph for every block.
         self.signature, self.sees_text = Signature.of(module), module is site.attention
-        module.__class__ = _enclosed(self.kind)
+        # Under a class that others have put on top, ours is still there.
+        if not isinstance(module, EnclosedAttention):
+            module.__class__ = _enclosed(type(module))
         vars(module)["catome_attention"] = self
+        self.by_arguments = ByArguments(site, module, needs) if site.layout.takes_keys else None
 
     def run(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call the module as the scope requires."""
@@ -121,8 +124,7 @@ class SelfAttention:
         """The call with merged tokens, and one row per slot in what has one row per token."""
         first, *others = self.site.layout.attention_arguments or (None,)
         tokens: Tensor = self.signature.read(call, first)
-        fits = tokens.shape[1] == plans.tokens.slot.shape[1]
-        merged = merge(tokens, plans.tokens if fits else plans.keys)
+        merged = merge(tokens, plans.tokens if tokens.shape[1] == plans.tokens.slot.shape[1] else plans.keys)
         call = self.signature.write(call, first, merged)
         for name in others:
             given = self.signature.read(call, name)
@@ -163,15 +165,13 @@ class SelfAttention:
             self.by_arguments.remove()
         vars(self.module).pop("catome_attention", None)
         # Others may have put a class of theirs on top; without a `SelfAttention` ours does nothing.
-        if type(self.module) is _enclosed(self.kind):
-            self.module.__class__ = self.kind
+        self.module.__class__ = vars(type(self.module)).get("catome_kind", type(self.module))
 
     def _is_skipped(self, call: Arguments) -> bool:
         """Whether an argument says that it shall not attend in this call, or diffusers skips it."""
         bypass = self.site.layout.bypass
-        if bypass is not None and self.signature.read(call, bypass):
-            return True
-        return "_diffusers_hook" in vars(self.module) and skips_attention(self.module)
+        bypassed = bypass is not None and bool(self.signature.read(call, bypass))
+        return bypassed or ("_diffusers_hook" in vars(self.module) and skips_attention(self.module))
 
     def _expect_called(self, context: InterceptAttention) -> None:
         missed = context.required and not context.was_called

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from catome_adapters.hooks.owner import HookOwner
 from catome_adapters.hooks.repeats import HostCalls
-from catome_adapters.sites.call import Signature
 from catome_adapters.sites.grid import GridSize, Measure, grid_size
+from catome_adapters.sites.signature import Signature
 from catome_adapters.steps.observe import ObservedComponent
 from catome_core import backward_node, has_values, refuse_jit_trace
 
@@ -38,7 +38,7 @@ class Host(HookOwner):
 
     def __init__(self, module: nn.Module, measure: Measure, before_call: Callable[[Host], None]) -> None:
         self.module, self.measure, self.before_call = module, measure, before_call
-        self.names = Signature.of(module).names
+        self.signature = Signature.of(module)
         self.size: GridSize | None = None
         self.context: str | None = None
         self.in_step = False
@@ -89,7 +89,7 @@ class Host(HookOwner):
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self.is_copy:
             return
-        given = dict(zip(self.names, args, strict=False)) | kwargs
+        given = self.signature.by_name((args, kwargs))
         if torch.compiler.is_compiling():
             self.size = grid_size(self.measure(given))
             return

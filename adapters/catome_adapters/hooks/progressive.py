@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -13,7 +14,8 @@ from catome_adapters.hooks.between import refuse_hidden_states
 from catome_adapters.hooks.forward import ForwardState
 from catome_adapters.hooks.owner import HookOwner
 from catome_adapters.hooks.scope import Planner, Scope
-from catome_adapters.sites.call import Arguments, BlockCall, gather_rows
+from catome_adapters.sites.call import BlockCall, gather_rows
+from catome_adapters.sites.signature import Arguments
 from catome_adapters.sites.site import MergeSite
 from catome_adapters.sites.weights import Flops, SiteWeights
 from catome_core import AdaptiveMerge, Lattice, RecordKeys, TokenGrid, compose, merge_weighted, sort_slots, unmerge
@@ -32,9 +34,10 @@ class Progressive(Scope):
     plans_ahead = False
     predictable = False
 
-    def install(self, planner: Planner, blocks: Sequence[BlockCall]) -> list[Any]:
+    def install(self, planner: Planner, blocks: Sequence[BlockCall], undo: ExitStack) -> None:
         """Hooks around the feed-forward of every block."""
-        return [FeedForward(planner, index, block) for index, block in enumerate(blocks)]
+        for index, block in enumerate(blocks):
+            FeedForward(planner, index, block, undo)
 
     def before_block(self, state: ForwardState, block: BlockCall, call: Arguments) -> Arguments:
         """Rows for the slots that the blocks before have left."""
@@ -114,16 +117,12 @@ class FeedForward(HookOwner):
     to.
     """
 
-    def __init__(self, planner: Planner, index: int, block: BlockCall) -> None:
+    def __init__(self, planner: Planner, index: int, block: BlockCall, undo: ExitStack) -> None:
         self.planner, self.index, self.prefix = planner, index, block.site.prefix
         parts = [block.site.block.get_submodule(name) for name in block.layout.feed_forward]
-        self.handles = [part.register_forward_pre_hook(self._before) for part in parts]
-        self.handles.append(parts[-1].register_forward_hook(self._after))
-
-    def remove(self) -> None:
-        """Remove every hook."""
-        for handle in self.handles:
-            handle.remove()
+        for part in parts:
+            undo.callback(part.register_forward_pre_hook(self._before).remove)
+        undo.callback(parts[-1].register_forward_hook(self._after).remove)
 
     def _before(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """Merge once, before whichever part runs first."""

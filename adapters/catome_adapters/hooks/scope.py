@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 
 from catome_adapters.hooks.attention import Contexts, SelfAttention
 from catome_adapters.hooks.forward import ForwardState
-from catome_adapters.sites.call import Arguments, BlockCall
+from catome_adapters.sites.call import BlockCall
+from catome_adapters.sites.signature import Arguments
 from catome_adapters.sites.site import MergeSite
 from catome_adapters.sites.weights import Flops, SiteWeights
 from catome_core import AdaptiveMerge, Lattice, MergePlan, TokenGrid
@@ -46,9 +48,8 @@ class Scope:
     predictable = True
     shares_merge = False
 
-    def install(self, planner: Planner, blocks: Sequence[BlockCall]) -> list[Any]:
-        """Hooks of its own, each with a `remove` method."""
-        return []
+    def install(self, planner: Planner, blocks: Sequence[BlockCall], undo: ExitStack) -> None:
+        """Install hooks of its own; `undo` gets what removes them."""
 
     def before_block(self, state: ForwardState, block: BlockCall, call: Arguments) -> Arguments:
         """The arguments that the block is called with; `state.plans` are those of this block."""

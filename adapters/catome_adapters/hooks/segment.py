@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -19,8 +20,9 @@ from catome_adapters.hooks.owner import HookOwner
 from catome_adapters.hooks.pairs import PairsByCall
 from catome_adapters.hooks.repeats import SegmentPasses
 from catome_adapters.hooks.rules import MergeRules, policy_for
-from catome_adapters.sites.call import Arguments, BlockCall
+from catome_adapters.sites.call import BlockCall
 from catome_adapters.sites.plans import BlockPlans
+from catome_adapters.sites.signature import Arguments
 from catome_adapters.sites.site import MergeSite
 from catome_adapters.sites.weights import count_weights
 from catome_core import Lattice, MergePlan, PlanKey, TokenGrid, extend, has_values
@@ -47,9 +49,12 @@ class Segment:
         blocks_per_plan: Number of blocks that share a plan.
     """
 
-    def __init__(self, sites: Sequence[MergeSite], host: Host, rules: MergeRules, known: AlikeCalls) -> None:
+    def __init__(
+        self, sites: Sequence[MergeSite], host: Host, rules: MergeRules, known: AlikeCalls, undo: ExitStack
+    ) -> None:
         self.sites, self.host, self.rules, self.scope = tuple(sites), host, rules, rules.scope
         self.site, self.state, self.between = as_one(self.sites), ForwardState(), Between(self.sites)
+        undo.callback(self.between.remove)
         self.policy = policy_for(rules, self.sites)
         self.weights = count_weights(self.site)
         self.last_calls = [LastCall() for _ in (self.sites[:1] if self.scope.plans_ahead else self.sites)]
@@ -62,9 +67,10 @@ class Segment:
         blocks = [BlockCall(site, site is self.sites[0], site is self.sites[-1]) for site in self.sites]
         alike = self.site.layout.extra_side, self.site.prefix, self.weights
         self.first, self.known = blocks[0], known.of_kind(alike, self.weights)
-        self.attentions = [self._enclose(site, module) for site in self.sites for module in site.attentions]
-        self.hooks = [BlockHooks(self, block) for block in blocks]
-        self.own_hooks = self.scope.install(self, blocks)
+        undo.callback(self.pairs.forget)
+        self.attentions = [self._enclose(site, module, undo) for site in self.sites for module in site.attentions]
+        self.hooks = [BlockHooks(self, block, undo) for block in blocks]
+        self.scope.install(self, blocks, undo)
 
     @property
     def never_ran(self) -> bool:
@@ -127,12 +133,6 @@ class Segment:
             return None
         return pairs.plan_for(tokens[:, known.front : tokens.shape[1] - known.back], key.grid)
 
-    def remove(self) -> None:
-        """Remove every hook."""
-        for part in (*self.hooks, *self.own_hooks, *self.attentions, self.between):
-            part.remove()
-        self.pairs.forget()
-
     def __repr__(self) -> str:
         return f"Segment({self.site.name!r}, {len(self.sites)} blocks, {type(self.scope).__name__})"
 
@@ -160,11 +160,14 @@ class Segment:
         # Under autocast the output has another dtype than the input, by which the plan is found again.
         pairs.plan_for(tokens.to(key.dtype), key.grid)
 
-    def _enclose(self, site: MergeSite, module: nn.Module) -> SelfAttention:
+    def _enclose(self, site: MergeSite, module: nn.Module, undo: ExitStack) -> SelfAttention:
         lattice = self.policy if isinstance(self.policy, Lattice) else None
         needs = AttentionNeeds(self.rules.proportional, self.policy.pads, not self.scope.merges_queries, lattice)
         matched = self.rules.matches_output and not self.scope.spans_block and module is self.site.attention
-        return SelfAttention(site, module, self.scope, self.state, needs, self._match_output if matched else None)
+        on_output = self._match_output if matched else None
+        attention = SelfAttention(site, module, self.scope, self.state, needs, on_output)
+        undo.callback(attention.remove)
+        return attention
 
 
 class BlockHooks(HookOwner):
@@ -176,15 +179,10 @@ class BlockHooks(HookOwner):
 
     settled = False
 
-    def __init__(self, segment: Segment, block: BlockCall) -> None:
+    def __init__(self, segment: Segment, block: BlockCall, undo: ExitStack) -> None:
         self.segment, self.block, module = segment, block, block.site.block
-        self.handles: list[Any] = [module.register_forward_pre_hook(self._before, with_kwargs=True)]
-        self.handles.append(module.register_forward_hook(self._after))
-
-    def remove(self) -> None:
-        """Remove both."""
-        for handle in self.handles:
-            handle.remove()
+        undo.callback(module.register_forward_pre_hook(self._before, with_kwargs=True).remove)
+        undo.callback(module.register_forward_hook(self._after).remove)
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
         if torch.compiler.is_compiling():

@@ -98,8 +98,9 @@ class SchedulerSource:
 
     def update(self) -> None:
         """A new scheduler was given its timesteps while it was not observed."""
-        if self.scheduler.update():
-            self.tracker.has_scheduler = self.scheduler.is_observed
+        replaced = self.scheduler.update()
+        self.tracker.has_scheduler = self.scheduler.is_observed
+        if replaced and self.scheduler.is_observed:
             self.tracker.on_run(len(self.scheduler.component.timesteps))
 
     def remove(self) -> None:

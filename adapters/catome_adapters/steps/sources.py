@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 from torch import nn
@@ -20,7 +21,9 @@ SOURCES: list[Callable[[Any, Sequence[nn.Module], StepTracker], StepSource]] = [
 """Each is made from the model or pipeline, its networks, and the tracker to notify. Add a class to add a source."""
 
 
-def observe_steps(model_or_pipeline: Any, networks: Sequence[nn.Module], tracker: StepTracker) -> None:
-    """Notify the tracker of every source that there is, until its `remove`."""
-    tracker.sources = [source(model_or_pipeline, networks, tracker) for source in SOURCES]
+def observe_steps(model_or_pipeline: Any, networks: Sequence[nn.Module], tracker: StepTracker, undo: ExitStack) -> None:
+    """Notify the tracker of every source that there is; `undo` gets what stops each of them."""
+    for source in SOURCES:
+        tracker.sources.append(source(model_or_pipeline, networks, tracker))
+        undo.callback(tracker.sources[-1].remove)
     tracker.components = [component for source in tracker.sources for component in source.components]

@@ -70,7 +70,7 @@ class StepTracker:
         self.total = 0
         self.context: str | None = None
         self.has_scheduler = False
-        self.sources: Sequence[StepSource] = ()
+        self.sources: list[StepSource] = []
         self.components: Sequence[ObservedComponent[Any]] = ()
         self._calls: set[Call] = set()
         self._inside: dict[nn.Module, str] = {}
@@ -110,6 +110,8 @@ class StepTracker:
                 self._begin(step, total)
             self._calls.clear()
         self._calls.add(call)
+        announcer, context = call
+        self.context = context if announcer is None else None
         self.work.select_calls(self.context_of)
 
     def on_announced_step(self, step: int, total: int, announcer: object, context: str | None = None) -> None:
@@ -141,9 +143,10 @@ class StepTracker:
 
     def reset(self) -> None:
         """The step is unknown until a source reports one."""
-        self.step = None
+        self.step = self.context = None
         self._calls.clear()
         self.work.reset()
+        self.work.select_calls(self.context_of)
 
     @property
     def _is_from_caller(self) -> bool:

@@ -1,5 +1,6 @@
 """A step that calls the network more than once, say for "cond" and for "uncond": every call has pairs of its own."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from two_calls import (
     two_calls,
 )
 from zoo.architecture import Architecture
+from zoo.pipeline_parts import ddim
 from zoo.transformers import ARCHITECTURES
 
 # A rotary embedding without a batch dimension lets the batch share one plan, unless keys merge behind it.
@@ -125,3 +127,17 @@ def test_another_number_of_samples_in_the_second_call_keeps_both_pairs(network, 
             network(**subject.inputs(seed=step))
             call_alone(subject, network, step)
     assert recipe.policy.recomputed == [0, 1, 6, 7]
+
+
+@pytest.mark.filterwarnings("ignore:the denoising step is unknown")
+@torch.no_grad()
+def test_a_context_ends_with_reset_and_with_the_steps_of_a_scheduler(network, subject):
+    pipeline = SimpleNamespace(transformer=network, scheduler=ddim())
+    with attach(pipeline, counting_recipe()) as session:
+        for end in (session.reset, lambda: pipeline.scheduler.set_timesteps(TOTAL)):
+            session.begin_step(0, TOTAL, context="uncond")
+            call_alone(subject, network)
+            assert list(session.plans()) != [site.name for site in session.sites]
+            end()
+            call_alone(subject, network)
+            assert list(session.plans()) == [site.name for site in session.sites]

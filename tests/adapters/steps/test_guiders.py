@@ -7,6 +7,7 @@ import torch
 from diffusers.guiders import ClassifierFreeGuidance
 
 from catome_adapters import attach
+from catome_core import MergeWarning
 from probes import CountingMerge
 from running import TOTAL, make_recipe
 from zoo.pipeline_parts import ddim
@@ -75,3 +76,22 @@ def test_detach_restores_the_guider(pipeline):
     before = dict(vars(pipeline.guider))
     attach(pipeline, make_recipe()).detach()
     assert vars(pipeline.guider) == before
+
+
+def test_a_scheduler_that_comes_after_attach_goes_before_a_guider(pipeline, model):
+    recipe = make_recipe(policy=CountingMerge)
+    pipeline.scheduler = None
+    with attach(pipeline, recipe):
+        denoise(pipeline, model, steps=range(1))
+        pipeline.scheduler = ddim()
+        denoise(pipeline, model, steps=range(1, 2))
+        recipe.policy.watch(pipeline.transformer)
+        pipeline.scheduler.set_timesteps(TOTAL)
+        for step, timestep in enumerate(pipeline.scheduler.timesteps):
+            pipeline.guider.set_state(step=step, num_inference_steps=TOTAL, timestep=timestep)
+            output = model.call(pipeline.transformer, seed=step)
+            pipeline.scheduler.step(output, timestep, output)
+        assert recipe.policy.recomputed == [0, 3]
+        pipeline.scheduler = None
+        with pytest.warns(MergeWarning, match="the denoising step is unknown"):
+            model.call(pipeline.transformer)

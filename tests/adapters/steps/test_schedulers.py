@@ -39,11 +39,6 @@ NOT_FOR_NOISE_IN_PIXELS = {
     "SCMScheduler": "two steps, or a list of timesteps",
 }
 NEED_TORCHSDE = ("CosineDPMSolverMultistepScheduler", "DPMSolverSDEScheduler")
-SCHEDULERS = [
-    getattr(diffusers.schedulers, name)
-    for name in sorted(dir(diffusers.schedulers))
-    if name.endswith("Scheduler") and name not in NOT_FOR_NOISE_IN_PIXELS
-]
 WELL_KNOWN = (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
@@ -53,7 +48,14 @@ WELL_KNOWN = (
     PNDMScheduler,
     UniPCMultistepScheduler,
 )
-FEW = tiered(SCHEDULERS, WELL_KNOWN)
+SCHEDULERS = tiered(
+    [
+        getattr(diffusers.schedulers, name)
+        for name in sorted(dir(diffusers.schedulers))
+        if name.endswith("Scheduler") and name not in NOT_FOR_NOISE_IN_PIXELS
+    ],
+    WELL_KNOWN,
+)
 CONFIG_3 = PAPER_SCHEDULES["config_3"]
 
 # diffusers hands torch tensors to NumPy functions, and torchsde times that rounding put outside their interval.
@@ -74,7 +76,7 @@ def make_pipeline(scheduler_class: type) -> ClassConditionalPipeline:
     return pipe
 
 
-@pytest.mark.parametrize("scheduler_class", FEW)
+@pytest.mark.parametrize("scheduler_class", SCHEDULERS)
 def test_checkpoints_are_the_steps_of_the_schedule(scheduler_class):
     pipe, recipe = make_pipeline(scheduler_class), counting_recipe()
     with attach(pipe, recipe) as session:
@@ -87,7 +89,7 @@ def test_checkpoints_are_the_steps_of_the_schedule(scheduler_class):
         assert [row.step for row in session.summary().rows][:: len(session.sites)] == list(range(total))
 
 
-@pytest.mark.parametrize("scheduler_class", FEW)
+@pytest.mark.parametrize("scheduler_class", SCHEDULERS)
 def test_next_image_is_the_first_one_again(scheduler_class):
     pipe = make_pipeline(scheduler_class)
     with attach(pipe, counting_recipe()):
@@ -97,7 +99,7 @@ def test_next_image_is_the_first_one_again(scheduler_class):
     assert torch.equal(second, first) and torch.equal(third, first)
 
 
-@pytest.mark.parametrize("scheduler_class", FEW)
+@pytest.mark.parametrize("scheduler_class", SCHEDULERS)
 def test_scheduler_looks_the_same_and_is_restored(scheduler_class):
     pipe = make_pipeline(scheduler_class)
     scheduler, before = pipe.scheduler, set(vars(pipe.scheduler))
