@@ -108,7 +108,7 @@ class MergeRun:
 
     def finish_step(self, step: int | None, completed: bool) -> bool:
         """After a step: record it, and decide about the next ones; whether anything ran."""
-        ran = self._ran
+        ran = self.ran
         if completed and ran is None:
             self.settled.end()
         if completed and self.settled.plans is None:
@@ -130,7 +130,7 @@ class MergeRun:
 
     def records(self, step: int | None) -> list[StepRecord]:
         """The records of the last run, oldest first, the present step included, so far as it is known which it is."""
-        ran = self._ran
+        ran = self.ran
         if ran is None or (step is None and self.needs_steps):
             return self.log.records
         plans = [pairs.current_plan() for _, pairs in ran] if ran else self.settled.plans or ()
@@ -153,7 +153,7 @@ class MergeRun:
         self._trials.clear()
 
     @property
-    def _ran(self) -> Sequence[tuple[Segment, SiteMemory]] | None:
+    def ran(self) -> Sequence[tuple[Segment, SiteMemory]] | None:
         """What is remembered of this step's calls; None if there were none. A settled run remembers nothing more."""
         if not self.settled.holds:
             # What compiled code has ended.

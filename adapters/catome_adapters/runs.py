@@ -33,6 +33,11 @@ class MergeRuns:
         """What is remembered from step to step, of all recipes."""
         return chain.from_iterable(run.attachment.pairs for run in self.each)
 
+    @property
+    def ran(self) -> bool:
+        """Whether anything has run in this step."""
+        return any(run.ran is not None for run in self.each)
+
     def begin_run(self) -> None:
         """A run begins."""
         self.networks.warn_of_replaced()

@@ -19,6 +19,7 @@ from diffusers import (
     LTXPipeline,
     Lumina2Pipeline,
     PixArtAlphaPipeline,
+    SkyReelsV2DiffusionForcingPipeline,
     SkyReelsV2Pipeline,
     StableDiffusion3Img2ImgPipeline,
     StableDiffusion3Pipeline,
@@ -139,6 +140,11 @@ def skyreels() -> Any:
     return build(SkyReelsV2Pipeline, unipc(), network("SkyReels-V2"), None, "text_encoder", "tokenizer")
 
 
+def skyreels_forcing() -> Any:
+    transformer = network("SkyReels-V2", in_channels=16, out_channels=16)
+    return build(SkyReelsV2DiffusionForcingPipeline, unipc(), transformer, None, "text_encoder", "tokenizer")
+
+
 def ltx() -> Any:
     return build(LTXPipeline, flow(use_dynamic_shifting=True), network("LTX"), None, "text_encoder", "tokenizer")
 
@@ -188,5 +194,8 @@ PIPELINES: dict[str, Pipeline] = {
         2,
     ),
     "SkyReels-V2": Pipeline(skyreels, LATENT | PROMPTS | CLIP, BOTH, 2),
+    "SkyReels-V2 with diffusion forcing": Pipeline(
+        skyreels_forcing, LATENT | PROMPTS | {"prompt": None, "height": 96, "width": 96, "num_frames": 9}, BOTH, 2
+    ),
     "LTX": Pipeline(ltx, LATENT | PROMPTS | MASKS | {"height": 192, "width": 192, "num_frames": 17}, ("cond_uncond",)),
 }

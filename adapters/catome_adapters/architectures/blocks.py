@@ -104,7 +104,7 @@ BLOCKS: dict[str, BlockFacts] = {
     "Kandinsky5TransformerDecoderBlock": BlockFacts(shared=False, per_token=(PerToken("rope"), PerToken("rotary_emb"))),
     "Kandinsky5TransformerEncoderBlock": BlockFacts(skipped=TEXT_ALONE),
     "Kandinsky6FusedTransformerDecoderBlock": BlockFacts(
-        shared=True, per_token=(PerToken("rotary_emb", axis=0),), refused={"block": AUDIO_LOOKS}
+        shared=True, extra_side="back", per_token=(PerToken("rotary_emb", axis=0),), refused={"block": AUDIO_LOOKS}
     ),
     "Kandinsky6SRTransformerBlock": BlockFacts(
         skipped="attends between blocks of 64 tokens, through a sparse mask that its own kernel reads"

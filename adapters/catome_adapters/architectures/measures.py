@@ -125,6 +125,18 @@ def channels_last(network: nn.Module) -> Measure:
     return measure
 
 
+def drawn_frames(network: nn.Module) -> Measure:
+    """Kandinsky 6: the frame of a given image is behind those that are drawn, where the call has types of frames."""
+    of_all = channels_last(network)
+
+    def measure(arguments: Mapping[str, Any]) -> GridSize:
+        frames, *plane = grid_size(of_all(arguments)).shape
+        given = int(arguments.get("visual_token_type_ids") is not None)
+        return GridSize((frames - given, *plane), given * prod(plane))
+
+    return measure
+
+
 def last_shape(network: nn.Module) -> Measure:
     """Qwen-Image 2.1: the last of `img_shapes` is the one drawn, and nothing is behind it.
 
@@ -176,7 +188,7 @@ MEASURES: dict[str, Callable[[nn.Module], Measure | Reason]] = {
     "HiDreamImageTransformer2DModel": lambda network: patches("hidden_states", patch_size(network)),
     "Ideogram4Transformer2DModel": lambda network: PositionsAtEnd(),
     "Kandinsky5Transformer3DModel": channels_last,
-    "Kandinsky6Transformer3DModel": channels_last,
+    "Kandinsky6Transformer3DModel": drawn_frames,
     "Krea2Transformer2DModel": lambda network: PositionsAtEnd(),
     "Lumina2Transformer2DModel": behind_text,
     "QwenImage21Transformer2DModel": last_shape,

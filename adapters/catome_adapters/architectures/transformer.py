@@ -97,6 +97,10 @@ def _site_or_reason(
         layout = replace(layout, extra_side=layout.extra_side or "back")
     if HISTORY in names:
         layout = replace(layout, extra_side="front")
+    # The decoder of Motif-Video takes other tokens than the blocks before it return.
+    decoder: Any = getattr(network, "num_decoder_layers", 0)
+    if decoder and block in [*network.single_transformer_blocks][-decoder:]:
+        layout = replace(layout, alone=True)
     # Stable Diffusion 3.5 attends to the image once more, apart from the text.
     others: Any = (block.attn2,) if getattr(block, "use_dual_attention", False) else ()
     return MergeSite(

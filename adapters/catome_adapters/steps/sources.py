@@ -9,12 +9,15 @@ from typing import Any
 from torch import nn
 
 from catome_adapters.steps.context import ContextSource
+from catome_adapters.steps.forcing import ForcingSource
 from catome_adapters.steps.guider import GuiderSource
 from catome_adapters.steps.scheduler import SchedulerSource
 from catome_adapters.steps.tracker import StepSource, StepTracker
 
 SOURCES: list[Callable[[Any, Sequence[nn.Module], StepTracker], StepSource]] = [
     SchedulerSource,
+    # Before contexts: it begins the step that the context belongs to.
+    ForcingSource,
     ContextSource,
     GuiderSource,
 ]

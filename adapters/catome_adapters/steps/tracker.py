@@ -32,6 +32,11 @@ class StepSource(Protocol):
 class StepWork(Protocol):
     """What is done at the beginning and the end of runs and steps."""
 
+    @property
+    def ran(self) -> bool:
+        """Whether anything has run in this step."""
+        ...
+
     def begin_run(self) -> None:
         """A run begins: nothing of the run before counts."""
 
@@ -91,6 +96,9 @@ class StepTracker:
     def on_step_end(self, step: int, total: int) -> None:
         """A step is done."""
         if self.step is None or self._is_from_caller:
+            return
+        # Cosmos ends every step twice, and calls no network in between.
+        if step == self.step - 1 and not self.work.ran:
             return
         self.step = step
         self._finish(completed=True)

@@ -1,6 +1,7 @@
 """Schedulers that two pipelines share, that are replaced or wrapped."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,8 +9,11 @@ from diffusers import HeunDiscreteScheduler, LMSDiscreteScheduler
 
 from catome_adapters import attach
 from catome_bench.models.pipeline import ClassConditionalPipeline
+from catome_core import CheckpointSchedule
+from running import TOTAL, make_recipe
 from stepping import SCHEDULE, counting_recipe, expected_calls
 from zoo.pipeline_parts import ddim, quiet
+from zoo.transformers import ARCHITECTURES
 from zoo.unet_pipelines import class_pipeline, draw
 
 # diffusers hands torch tensors to NumPy functions.
@@ -82,3 +86,24 @@ def test_wrapper_that_was_there_before_is_there_afterwards():
     with attach(pipe):
         draw(pipe)
     assert vars(pipe.scheduler).get("step") is wrapper
+
+
+@torch.no_grad()
+def test_a_step_that_a_pipeline_ends_twice_is_one_step():
+    """As the pipelines of Cosmos do, for the prediction and then for the latents."""
+    model, anchors = ARCHITECTURES["Flux"], {}
+    pipeline = SimpleNamespace(transformer=model.network())
+    for ends in (1, 2):
+        pipeline.scheduler = ddim()
+        with attach(
+            pipeline, make_recipe(destination="rotate", schedule=CheckpointSchedule.every(1, TOTAL))
+        ) as session:
+            pipeline.scheduler.set_timesteps(TOTAL)
+            anchors[ends] = []
+            for timestep in pipeline.scheduler.timesteps:
+                output = model.call(pipeline.transformer)
+                anchors[ends] += [plan.anchor for plan in session.plans().values()]
+                for _ in range(ends):
+                    pipeline.scheduler.step(output, timestep, output)
+            assert len(session.summary().checkpoints) == TOTAL
+    assert len(anchors[1]) > TOTAL and all(map(torch.equal, anchors[1], anchors[2]))
