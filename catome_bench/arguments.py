@@ -103,7 +103,7 @@ FitSeeds = Annotated[
 ]
 Steps = Annotated[int | None, typer.Option(min=1, max=1000, help="By default the pipeline's own.")]
 FloorPsnr = Annotated[
-    float | None, typer.Option(help="Be as fast as possible at so many dB; 40, unless --speedup is given.")
+    float | None, typer.Option(help="Be as fast as possible at this PSNR in dB; 40, unless --speedup is given.")
 ]
 SpeedUp = Annotated[float | None, typer.Option(help="Be as close as possible at this speed-up, such as 1.3.")]
 RecipeFile = Annotated[Path, typer.Option(help="File of the recipe; all figures are beside it.")]

@@ -69,7 +69,7 @@ def calibrate(
 
     Raises:
         RuntimeError: If a session is attached to the pipeline.
-        TypeError: If it has no network, a call returns no pictures, or a number is none.
+        TypeError: If it has no network, a call returns no pictures, or a goal is not a number.
         ValueError: If both goals are given, or one is out of range; if there is no call or seed; if the pipeline is
             compiled, or has no steps or no tokens to merge; if what is drawn is not finite; if nothing saves time at
             this size; or if `measurements` is of another call. Whatever is raised, nothing is left attached.

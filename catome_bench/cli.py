@@ -109,7 +109,7 @@ def bench(
     steps: Annotated[list[int] | None, typer.Option(min=1, max=1000, help="Pictures: lengths of the runs.")] = None,
     images: given.Images = 4,
     size: given.BenchSize = None,
-    batch: Annotated[int, typer.Option(min=1, help="Pictures: so many in one call.")] = 1,
+    batch: Annotated[int, typer.Option(min=1, help="Number of pictures in one call.")] = 1,
     features: given.Features = None,
     output: Annotated[Path, typer.Option(help="JSON file, written anew after every table.")] = Path("benchmark.json"),
     device: given.Device = None,

@@ -97,6 +97,6 @@ def _find(recipe: Named) -> Recipe:
 
 
 def _notes(apart: float) -> tuple[str, ...]:
-    """What to know about the figures, if pictures of one seed are so many dB apart without merging."""
+    """What to know about the figures, if pictures of one seed are apart without merging, by this PSNR in dB."""
     strange = f"without merging, one seed drew two pictures that are {apart:.1f} dB apart: is its generator used?"
     return (WITHOUT_LPIPS,) if apart == float("inf") else (WITHOUT_LPIPS, strange)

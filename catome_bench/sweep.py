@@ -139,7 +139,7 @@ def measure_sweep(
 
     Raises:
         OSError: If the results cannot be written.
-        ValueError: If the folder is none of a sweep, no picture has been drawn by every row, or one cannot be read.
+        ValueError: If the folder is not that of a sweep, no picture has been drawn by every row, or one cannot be read.
     """
     network, goal = _yardstick(real, features, device)
     swept = tally(Store(folder), network, goal, partial=True, progress=progress)

@@ -52,11 +52,10 @@ class CallMemory(Generic[Decision]):
 
     def remember(self, tensor: Tensor, decision: Decision) -> None:
         """Note what a call with this tensor decides."""
-        known = self._decisions.get(tensor, decision)
-        self._decisions[tensor] = decision if known is decision else None
+        self._decisions[tensor] = None if tensor in self._decisions else decision
 
     def recall(self, tensor: Tensor) -> Decision | None:
-        """What the call with this tensor decided; None if it is unknown, or if several calls decided differently."""
+        """What the call with this tensor decided; None if it is unknown, or if several calls were made with it."""
         return self._decisions.get(tensor)
 
     def __reduce__(self) -> tuple[type[CallMemory[Decision]], tuple[()]]:

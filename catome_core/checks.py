@@ -112,7 +112,7 @@ def located(prefix: str, error: TypeError | ValueError) -> TypeError | ValueErro
 
 
 def items(name: str, value: Any, expected: str, lengths: Sequence[int] = ()) -> tuple[Any, ...]:
-    """The values of a sequence or an array, so many of them if there are lengths."""
+    """The values of a sequence or an array, of one of these lengths, if any are given."""
     if not hasattr(value, "__len__") or isinstance(value, (str, Mapping)):
         raise TypeError(_message(name, value, expected))
     found: tuple[Any, ...] = tuple(value)

@@ -72,17 +72,17 @@ def dither_order(strides: tuple[int, ...]) -> tuple[int, ...]:
 # Not above: a compiler looks through a cache, and warns.
 @lru_cache
 def _farthest_first(strides: tuple[int, ...]) -> tuple[int, ...]:
-    places = list(product(*map(range, strides)))
-    order, left = [0], {place: (float("inf"), 0.0) for place in places[1:]}
+    members = list(product(*map(range, strides)))
+    order, left = [0], {member: (float("inf"), 0.0) for member in members[1:]}
     while left:
-        last = places[order[-1]]
-        for place, (nearest, crowd) in left.items():
-            distance = _distance(place, last, strides)
-            # Of equally far places, the one with the most room around it.
-            left[place] = min(nearest, distance), crowd - 1 / distance
-        farthest = max(left, key=lambda place: left[place])
+        last = members[order[-1]]
+        for member, (nearest, crowd) in left.items():
+            distance = _distance(member, last, strides)
+            # Of equally far ones, that with the most room around it.
+            left[member] = min(nearest, distance), crowd - 1 / distance
+        farthest = max(left, key=lambda member: left[member])
         del left[farthest]
-        order.append(places.index(farthest))
+        order.append(members.index(farthest))
     return tuple(order)
 
 

@@ -61,7 +61,7 @@ class Lattice:
             object.__setattr__(self, "near", checks.integer("near", self.near, expected, least=0))
 
     def field(self, grid: TokenGrid, front: int = 0, back: int = 0) -> NearField | None:
-        """The near field on a grid with so many tokens in front of it and behind; None if there is none.
+        """The near field on a grid with `front` tokens before it and `back` behind; None if there is none.
 
         Raises:
             ValueError: If `near` is "auto", since it is unknown what network this is for.
@@ -95,7 +95,7 @@ def lattice_plan(
     """
     anchors = choose_destinations(grid, offsets, device=device)
     tokens = unravel(grid.shape, torch.arange(grid.area, device=anchors.device))
-    cells = ravel(grid.cells, [place // stride for place, stride in zip(tokens, grid.strides, strict=True)])
+    cells = ravel(grid.cells, [coordinate // stride for coordinate, stride in zip(tokens, grid.strides, strict=True)])
     each = unravel(grid.cells, torch.arange(grid.destinations, device=anchors.device))
     size = torch.stack(cell_extents(grid, each)).prod(0)
     return extend(MergePlan(cells[None], size[None], anchors[None]), front=grid.prefix)
@@ -111,7 +111,7 @@ class MovingLattice(nn.Module):
 
     Attributes:
         step: The step, phase included, on the device: compiled code would be another one for every Python number.
-        turn: The same number, of which the other is made anew where the tokens are on another device.
+        turn: The same as a Python number; the step is made from it again where the tokens are on another device.
 
     Examples:
         >>> lattice, tokens, grid = MovingLattice(Lattice()), torch.randn(1, 16, 8), TokenGrid((4, 4))

@@ -43,7 +43,9 @@ def extend(plan: MergePlan, front: int = 0, back: int = 0) -> MergePlan:
 
 
 def compose(first: MergePlan, second: MergePlan) -> MergePlan:
-    """The plan that merges tokens by `first` and its slots by `second`; neither may have padding, either batch 1.
+    """The plan that merges tokens by `first` and its slots by `second`; neither may have padding.
+
+    A plan of batch 1 serves any batch of the other.
 
     Examples:
         >>> first = MergePlan(torch.tensor([[0, 0, 1, 2]]), torch.tensor([[2, 1, 1]]), torch.tensor([[1, 2, 3]]))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain
 from typing import Any
 
+from torch import nn
+
 from catome_adapters.architectures.find import denoisers, find_candidates
-from catome_adapters.compatibility import reason_of_ranks
 from catome_adapters.prediction.choose import choose_calibrated, choose_gaining
 from catome_adapters.prediction.network import network_seconds, part_of_network
 from catome_adapters.recipes.calibrated import CalibratedRecipe, Recipe
@@ -15,7 +16,7 @@ from catome_adapters.recipes.decide import decide
 from catome_adapters.recipes.named import RECIPES
 from catome_adapters.recipes.recipe import MergeRecipe
 from catome_adapters.session import MergeSession
-from catome_adapters.sites.ranks import for_ranks
+from catome_adapters.sites.ranks import for_ranks, reason_of_ranks
 from catome_adapters.sites.site import MergeSite, SkippedSite
 from catome_core import checks
 
@@ -73,6 +74,7 @@ def attach(
     if sites is None:
         _refuse_shared(found)
     networks = denoisers(model_or_pipeline).values()
+    _refuse_split(networks)
     if isinstance(recipe, CalibratedRecipe):
         chosen = choose_calibrated(recipe, found, sites)
         layout = next(iter(chosen.sites))
@@ -89,6 +91,18 @@ def _for_this_rank(candidate: MergeSite | SkippedSite) -> MergeSite | SkippedSit
         return candidate
     reason = reason_of_ranks(candidate)
     return SkippedSite(candidate.name, reason, candidate) if reason else for_ranks(candidate)
+
+
+def _refuse_split(networks: Iterable[nn.Module]) -> None:
+    """Raise ValueError: tokens are moved to a block's device only after the plan was made where they were."""
+    for network in networks:
+        devices: dict[str, Any] = getattr(network, "hf_device_map", {})
+        several = sorted({*map(str, devices.values())} - {"cpu", "disk"})
+        if len(several) > 1:
+            raise ValueError(
+                f"device_map splits {type(network).__name__} over {', '.join(several)}, and a plan is for one device: "
+                "load it on one, offloaded with enable_model_cpu_offload() or quantized if it does not fit"
+            )
 
 
 def _refuse_shared(sites: Sequence[MergeSite]) -> None:

@@ -12,7 +12,7 @@ from catome_adapters.hooks.backend import Backend, backend_of
 from catome_adapters.hooks.scopes import SCOPES
 from catome_adapters.hooks.substitutes import find_substitutes
 from catome_adapters.recipes.recipe import MergeRecipe
-from catome_adapters.sites.ranks import RankGrid, count_ranks, splits_itself
+from catome_adapters.sites.ranks import RankGrid, count_ranks, reason_of_ranks
 from catome_adapters.sites.site import MergeSite
 from catome_core import Lattice, MergeWarning
 
@@ -30,7 +30,7 @@ def check_attachable(sites: Sequence[MergeSite], recipe: MergeRecipe) -> None:
     """
     taken = [site.name for site in sites if any(map(is_enclosed, site.attentions))]
     if taken:
-        raise RuntimeError(f"{taken[0]} and {len(taken) - 1} more have a session already; call its detach() first")
+        raise RuntimeError(f"{taken[0]} has a session already (of {len(taken)} such sites); call its detach() first")
     _check(sites, recipe, (_scope_fits, _needs_no_steps))
     check_compatible(sites, recipe)
     _warn_of_substitute(sites, recipe)
@@ -81,7 +81,7 @@ def _needs_no_steps(site: MergeSite, recipe: MergeRecipe) -> str | None:
     fixed = "Lattice(moving=False)" if isinstance(recipe.policy, Lattice) else FIXED
     return (
         f"it belongs to a model that is called once for every input, without steps, and {reason}: use "
-        f'RECIPES["vit"], or a recipe with a fixed {fixed}, metric="input", no during and no later'
+        f'RECIPES["vit"], or a recipe with a fixed {fixed}, metric="input", and the defaults of `during` and `later`'
     )
 
 
@@ -191,10 +191,3 @@ def _ranks_agree(site: MergeSite, recipe: MergeRecipe) -> str | None:
     if _must_intercept(recipe):
         return f"attention gathers keys of {count} ranks, without their plans; {NOTHING_TO_ADD}"
     return reason_of_ranks(site)
-
-
-def reason_of_ranks(site: MergeSite) -> str | None:
-    """Why a site is left out under context parallelism."""
-    if not splits_itself(site):
-        return None
-    return "context parallelism splits the sequence inside this block, so it is called with tokens of all ranks"

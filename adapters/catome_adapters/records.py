@@ -128,26 +128,26 @@ class RunLog:
         self.records: list[StepRecord] = []
         self.seconds: float | None = None
         self.timed_steps = 0
-        self._is_over = False
+        self._next_is_first = False
         self._began = time.perf_counter()
 
     def begin_run(self) -> None:
         """The next record is the first of a new run; until then those of the run before can be read."""
-        self._is_over = True
+        self._next_is_first = True
         self._began = time.perf_counter()
 
     def add(self, record: StepRecord, ends_now: bool) -> None:
         """Append a record; `ends_now` if its step is over at this moment, and not some time ago."""
-        if self._is_over:
+        if self._next_is_first:
             self.seconds, self.timed_steps = None, 0
         self.records = self.with_pending(record)
-        self._is_over = False
+        self._next_is_first = False
         if ends_now:
             self.seconds, self.timed_steps = time.perf_counter() - self._began, len(self.records)
 
     def with_pending(self, record: StepRecord) -> list[StepRecord]:
         """The records with one that is not in the log yet."""
-        return [record] if self._is_over else [*self.records, record]
+        return [record] if self._next_is_first else [*self.records, record]
 
 
 def quartiles(score: Tensor) -> Tensor:

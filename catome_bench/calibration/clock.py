@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -12,19 +11,13 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from catome_adapters import SiteStep
+from catome_bench.measure.timing import now
 
 UNMERGED, CHECKPOINT, REUSE = "unmerged", "checkpoint", "reuse"
 """What a step does with a group's tokens; steps of one kind take equally long."""
 
 Samples = Mapping[str, Sequence[float]]
 """The seconds of calls of a network, in the blocks of a group, by what their step does."""
-
-
-def now(device: torch.device) -> float:
-    """Seconds, after everything that was submitted to the device."""
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
-    return time.perf_counter()
 
 
 @contextmanager

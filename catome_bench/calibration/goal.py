@@ -1,4 +1,4 @@
-"""What a calibrated recipe shall reach: so much fidelity, or so much speed."""
+"""What a calibrated recipe shall reach: a fidelity, or a speed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Goal(Protocol):
     """What is to be reached, and what for."""
 
     def pick(self, choices: Sequence[Choice], off: float) -> Choice:
-        """The best choice if what counts comes out so many times its prediction; the closest, if none reaches it."""
+        """The best choice if what counts comes out `off` times its prediction; the closest, if none reaches it."""
         ...
 
     def off(self, outcome: Outcome) -> float:
@@ -76,7 +76,7 @@ class Fidelity(NamedTuple):
 
 
 class Speed(NamedTuple):
-    """As close as possible at this speed-up, of a pipeline that takes so many seconds without merging."""
+    """As close as possible at this speed-up, of a pipeline that takes `seconds` without merging."""
 
     speedup: float
     seconds: float
@@ -118,7 +118,7 @@ def psnr_of(error: float) -> float:
 
 
 def speedup_of(saved: float, seconds: float) -> float:
-    """Of a call that takes so many seconds, and saves some of them.
+    """Of a call that takes `seconds`, and saves some of them.
 
     Examples:
         >>> speedup_of(1.0, 4.0)

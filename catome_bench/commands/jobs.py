@@ -46,7 +46,7 @@ def plan_jobs(setting: Setting, levels: Sequence[str], cases: Sequence[str]) -> 
     """All measurements, the eager ones first, which take little time.
 
     Raises:
-        ValueError: If there is none of a case, or pictures cannot be drawn as they are asked for.
+        ValueError: If a case has no measurement, or pictures cannot be drawn as they are asked for.
     """
     planners = {
         "block": _block_jobs,

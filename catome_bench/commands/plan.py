@@ -77,11 +77,11 @@ def verdict(result: Forecast, name: str, eager: Forecast | None = None) -> str:
         where = f"on {result.device_type} with {name!r}"
         return f"no gain expected {where}: at this size no block saves {enough}, and larger sizes gain more"
     once_compiled = "" if eager is None else f", once compiled ({eager.speedup:.2f}x without)"
-    places = ", ".join(dict.fromkeys(_part(site.name) for site in result.merging))
+    parts = ", ".join(dict.fromkeys(_part(site.name) for site in result.merging))
     costs = f"it holds {_bytes(_held(result))} between steps, and compiles to "
     return (
         f"expected {result.speedup:.2f}x on {result.device_type}{once_compiled} with {name!r}, "
-        f"{_what_is_left(result)}; {attach}: {places}\n{costs}{_graphs(result)}"
+        f"{_what_is_left(result)}; {attach}: {parts}\n{costs}{_graphs(result)}"
     )
 
 

@@ -131,10 +131,7 @@ def own_device(name: str | None) -> str:
         typer.BadParameter: If nothing can be computed there.
     """
     local = os.environ.get("LOCAL_RANK")
-    device = choose_device(f"cuda:{local}" if local and (name or default_device()) == "cuda" else name)
-    if torch.device(device).type == "cuda":
-        torch.cuda.set_device(torch.device(device))
-    return device
+    return choose_device(f"cuda:{local}" if local and (name or default_device()) == "cuda" else name)
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from hashlib import sha256
-from types import FunctionType
+from types import CodeType, FunctionType
 from typing import Any
 
 import torch
@@ -63,11 +63,14 @@ def _parts(value: Any) -> Iterator[bytes]:
         yield repr((value.size, value.mode)).encode()
         yield value.tobytes()
     elif isinstance(value, FunctionType):
-        yield value.__code__.co_code
-        # Functions inside of it would be given with their addresses.
-        constants = [one for one in value.__code__.co_consts if isinstance(one, str | int | float | tuple)]
         cells = [cell.cell_contents for cell in value.__closure__ or ()]
-        yield from _parts([value.__qualname__, constants, cells, value.__defaults__, value.__kwdefaults__])
+        yield from _parts([value.__qualname__, value.__code__, cells, value.__defaults__, value.__kwdefaults__])
+    elif isinstance(value, bytes):
+        yield value
+    elif isinstance(value, CodeType):
+        yield value.co_code
+        # Bytecode has names and constants by their index; among the latter is the code of functions inside.
+        yield from _parts([value.co_names, value.co_consts])
     else:
         yield repr(plain(value)).encode()
 

@@ -58,7 +58,7 @@ def _resampled_medians(values: Sequence[float]) -> list[float]:
     # Its own generator, with a seed: the same values have the same interval, and nobody else's numbers change.
     generator = torch.Generator().manual_seed(0)
     draws = torch.randint(len(values), (RESAMPLES, len(values)), generator=generator)
-    return [median(values[place] for place in draw) for draw in draws.tolist()]
+    return [median(values[index] for index in draw) for draw in draws.tolist()]
 
 
 def quantile(values: Sequence[float], share: float) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import accumulate
 from statistics import quantiles
 from typing import Any, NamedTuple, TypeVar
@@ -96,24 +97,34 @@ def _summarize(subject: Subject, seconds: Sequence[float], device: str | torch.d
 
 
 def choose_stopwatch(device: str | torch.device) -> Stopwatch:
-    """CUDA events on a GPU, which leave out the host's overhead; elsewhere the host's clock."""
-    return _time_events if torch.device(device).type == "cuda" else _time_host
+    """CUDA events on a GPU, which count the time in which it waits for the host; elsewhere the host's clock."""
+    device = torch.device(device)
+    return partial(_time_events, device) if device.type == "cuda" else partial(_time_host, device)
 
 
-def _time_host(run: Callable[[], object]) -> float:
-    start = time.perf_counter()
+def _time_host(device: torch.device, run: Callable[[], object]) -> float:
+    start = now(device)
     run()
-    return time.perf_counter() - start
+    return now(device) - start
 
 
-def _time_events(run: Callable[[], object]) -> float:
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda.synchronize()
-    start.record()
-    run()
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end) / 1000
+def _time_events(device: torch.device, run: Callable[[], object]) -> float:
+    # Events belong to the current device, which need not be the one that runs.
+    with torch.cuda.device(device):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize()
+        start.record()
+        run()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / 1000
+
+
+def now(device: torch.device) -> float:
+    """Seconds, after everything that was submitted to the device."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+    return time.perf_counter()
 
 
 def peak_memory(run: Callable[[], object], device: str | torch.device = "cpu") -> int:
@@ -123,16 +134,17 @@ def peak_memory(run: Callable[[], object], device: str | torch.device = "cpu") -
         >>> peak_memory(lambda: torch.zeros(1000).neg())
         8000
     """
-    return _cuda_peak(run) if torch.device(device).type == "cuda" else _host_peak(run)
+    device = torch.device(device)
+    return _cuda_peak(device, run) if device.type == "cuda" else _host_peak(run)
 
 
-def _cuda_peak(run: Callable[[], object]) -> int:
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
+def _cuda_peak(device: torch.device, run: Callable[[], object]) -> int:
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
     run()
-    torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated() - before
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device) - before
 
 
 def _host_peak(run: Callable[[], object]) -> int:

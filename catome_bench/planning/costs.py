@@ -8,7 +8,8 @@ import torch
 
 from catome_adapters import SCOPES, MergeRecipe, MergeSite
 from catome_adapters.hooks.between import group_sites
-from catome_adapters.prediction.seconds import TYPICAL_BATCH, checkpoint_share, typical_grid
+from catome_adapters.prediction.seconds import TYPICAL_BATCH, typical_grid
+from catome_adapters.prediction.shares import checkpoint_share
 from catome_adapters.recipes.parts import in_parts
 from catome_core import Lattice, MovingLattice, PairCache
 

@@ -16,7 +16,7 @@ from catome_adapters.prediction.choose import choose_calibrated
 from catome_adapters.prediction.levels import choose_levels, predict_levels
 from catome_adapters.prediction.network import network_seconds, part_of_network
 from catome_adapters.prediction.rates import rates_for
-from catome_adapters.prediction.seconds import assumed_share
+from catome_adapters.prediction.shares import assumed_share
 from catome_adapters.prediction.worth import MIN_GAIN
 from catome_adapters.recipes.calibrated import Recipe
 from catome_adapters.recipes.decide import decide

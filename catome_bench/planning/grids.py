@@ -14,8 +14,8 @@ from catome_adapters.architectures.find import find_candidates
 from catome_adapters.architectures.grids import measure_for
 from catome_adapters.architectures.unet import at_size, is_unet
 from catome_adapters.architectures.vit import is_vit
+from catome_adapters.sites.call import Signature
 from catome_adapters.sites.grid import PositionGrid
-from catome_adapters.sites.signature import Signature
 
 PACKED = (2, 2)
 """Pipelines fold as many latents into one token before they call a network that takes tokens with their positions."""

@@ -100,7 +100,7 @@ def _refusal(pipeline: ClassPipeline, name: str) -> str:
 
 
 def _draw_merged(artist: Artist, name: str, runs: int) -> tuple[Sequence[float], SessionSummary]:
-    """Draw so many times in one session; returns the seconds of the steps of the last, and its summary."""
+    """Draw several times in one session; returns the seconds of the steps of the last, and its summary."""
     with unmerged_is_fine(), attach(artist.pipeline, RECIPES[name]) as session:
         *_, last = (draw_steps(artist, name) for _ in range(runs))
         return last, session.summary()

@@ -41,7 +41,7 @@ PARTS = (r"transformer_blocks\.\d+\.(attn1|ff)",)
 
 
 def step_caches(arch: Arch, steps: int) -> Mapping[str, StepCache]:
-    """The step caches for runs of so many steps of this architecture, by name, each with several settings."""
+    """The step caches for runs of `steps` steps of this architecture, by name, each with several settings."""
     if arch == "unet":
         return {f"DeepCache {interval}": partial(deep_cache, interval=interval) for interval in INTERVALS}
     first = {f"FirstBlock {threshold}": partial(first_block, threshold=threshold) for threshold in THRESHOLDS}

@@ -55,7 +55,7 @@ def rows_of(tables: Sequence[str], steps: int, top: int) -> dict[str, dict[str, 
         top: The level with the most tokens, where the paper merges.
 
     Raises:
-        ValueError: If a table is none of them, or there is none.
+        ValueError: If a table is unknown, or none is given.
 
     Examples:
         >>> list(rows_of(["comparison"], 10, 1)["comparison"])

@@ -30,7 +30,7 @@ class Take(NamedTuple):
 
 
 def all_takes(prompts: int, seeds: int) -> list[Take]:
-    """So many pictures of each of so many prompts.
+    """The given number of pictures of each prompt.
 
     Examples:
         >>> all_takes(2, 2)

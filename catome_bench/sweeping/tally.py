@@ -23,7 +23,7 @@ def tally(store: Store, features: Features, real: Path | None, *, partial: bool,
         progress: Whether to show a bar.
 
     Raises:
-        ValueError: If the folder is none of a sweep, or a picture cannot be read.
+        ValueError: If the folder is not that of a sweep, or a picture cannot be read.
     """
     settings = store.settings
     tables: dict[str, dict[str, str]] = settings["rows"]

@@ -42,8 +42,9 @@ class NearField:
         near: Distance in cells, along every dimension.
         front: Number of tokens in front of the prefix, such as text.
         back: Number of tokens behind the grid.
-        tile: About so many tokens along the height and the width of a tile, and a quarter as many frames. Small tiles
-            have few keys, large ones are faster to gather. None: 16, or a quarter of a grid that is less than 64 long.
+        tile: Approximate number of tokens along the height and the width of a tile, and a quarter as many frames. Small
+            tiles have few keys, large ones are faster to gather. None: 16, or a quarter of a grid that is less than 64
+            long.
 
     Raises:
         TypeError: If a number is not whole, or `grid` is no `TokenGrid`.

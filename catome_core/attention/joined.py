@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 JOINED_ON = ("cuda",)
 """Types of devices. On a CPU, a copy that its cache holds costs next to nothing."""
-MOST_CHANNELS = 128
+CHANNELS_OF_ALL_KERNELS = 128
 """All kernels take heads of this size."""
 FLASH, EFFICIENT, CUDNN = (
     backend.value
@@ -47,7 +47,7 @@ def joins_on(call: dict[str, Any], field: NearField) -> int | None:
         and key.shape == value.shape
         and query.dtype == key.dtype == value.dtype
         and query.shape[-1] % CHANNEL_MULTIPLE == 0
-        and query.shape[-1] <= MOST_CHANNELS
+        and query.shape[-1] <= CHANNELS_OF_ALL_KERNELS
         and not (torch.is_grad_enabled() and any(one.requires_grad for one in args))
         and not torch.is_autocast_enabled(query.device.type)
     )
@@ -58,7 +58,7 @@ def joins_on(call: dict[str, Any], field: NearField) -> int | None:
 @constant_when_compiled
 def choose_backend(device: torch.device, dtype: torch.dtype) -> int:
     """The value of the `SDPBackend` that fused attention chooses by itself; a compiler sees a constant."""
-    probe = torch.empty(1, 1, MOST_CHANNELS, MOST_CHANNELS, device=device, dtype=dtype)
+    probe = torch.empty(1, 1, CHANNELS_OF_ALL_KERNELS, CHANNELS_OF_ALL_KERNELS, device=device, dtype=dtype)
     return torch.ops.aten._fused_sdp_choice.default(probe, probe, probe)
 
 

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
 CACHED_BYTES = 4 * 2**20
-"""On a CPU, so much of the tiles' keys and values is gathered at a time. All of them would not fit the cache, and be
-memory that the system hands out anew in every call."""
+"""The most bytes of the tiles' keys and values that are gathered at a time on a CPU. All of them would not fit the
+cache, and be memory that the system hands out anew in every call."""
 
 
 def attend_near_and_far(

@@ -40,6 +40,8 @@ def picture(value):
         (call_with(4), call_with(50)),
         (call_with(4, tensor(0.0)), call_with(4, tensor(1.0))),
         (lambda pipe, generator: pipe(steps=4), lambda pipe, generator: pipe(steps=50)),
+        (lambda pipe, generator: pipe.first(generator), lambda pipe, generator: pipe.second(generator)),
+        (lambda pipe, generator: lambda step: step + 1, lambda pipe, generator: lambda step: step + 2),
     ],
 )
 def test_other_calls_have_another_fingerprint(one, other):

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from catome_adapters.sites.call import Signature
 from catome_adapters.sites.grid import Shape, patches
 from catome_adapters.sites.layout import BlockLayout, PerToken
-from catome_adapters.sites.signature import Signature
 from catome_adapters.sites.site import MergeSite, Reason, SkippedSite
 
 PREFIX = ("cls_token", "class_embedding", "distillation_token", "register_tokens")
@@ -28,7 +28,7 @@ def is_encoder(model: nn.Module) -> bool:
 
 
 def find_in_encoder(model: nn.Module) -> list[MergeSite | SkippedSite]:
-    """Every layer of the model's vision encoders, of which a text encoder beside them is none."""
+    """Every layer of the model's vision encoders; text encoders beside them are left out."""
     return [
         _site_or_reason(".".join(filter(None, (path, name, str(index)))), layer, part)
         for path, part in _vision_parts(model)

@@ -6,8 +6,8 @@ from torch import nn
 
 from catome_adapters.architectures.configured import patch_size
 from catome_adapters.architectures.measures import MEASURES
+from catome_adapters.sites.call import Signature
 from catome_adapters.sites.grid import Measure, PositionGrid, patches, shapes_from, sizes_from
-from catome_adapters.sites.signature import Signature
 from catome_adapters.sites.site import Reason
 
 

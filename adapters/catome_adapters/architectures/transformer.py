@@ -12,9 +12,9 @@ from catome_adapters.architectures.blocks import BLOCKS
 from catome_adapters.architectures.configured import default_shape
 from catome_adapters.architectures.facts import MODULATION
 from catome_adapters.architectures.grids import measure_for
+from catome_adapters.sites.call import Signature
 from catome_adapters.sites.grid import Measure, PositionGrid, Shape
 from catome_adapters.sites.layout import BlockLayout, PerToken
-from catome_adapters.sites.signature import Signature
 from catome_adapters.sites.site import MergeSite, Reason, SkippedSite
 
 ATTENTIONS = ("attn1", "attn", "attention", "self_attn", "self_attention", "video_dec_block.self_attention")
@@ -99,7 +99,7 @@ def _site_or_reason(
         layout = replace(layout, extra_side="front")
     # The decoder of Motif-Video takes other tokens than the blocks before it return.
     decoder: Any = getattr(network, "num_decoder_layers", 0)
-    if decoder and block in [*network.single_transformer_blocks][-decoder:]:
+    if decoder and block in [*network.get_submodule("single_transformer_blocks").children()][-decoder:]:
         layout = replace(layout, alone=True)
     # Stable Diffusion 3.5 attends to the image once more, apart from the text.
     others: Any = (block.attn2,) if getattr(block, "use_dual_attention", False) else ()

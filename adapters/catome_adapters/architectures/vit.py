@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import nn
 
+from catome_adapters.sites.call import Signature
 from catome_adapters.sites.grid import Shape
 from catome_adapters.sites.layout import BlockLayout, PerToken
-from catome_adapters.sites.signature import Signature
 from catome_adapters.sites.site import MergeSite, SkippedSite
 
 LAYOUT = BlockLayout(tokens="x", per_token=(PerToken("rope", axis=-2, add_batch=True),), feed_forward=("norm2", "mlp"))

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from catome_adapters.hooks.owner import HookOwner
-from catome_adapters.sites.signature import Arguments, Signature
+from catome_adapters.sites.call import Arguments, Signature
 from catome_adapters.sites.site import MergeSite
 from catome_core import Lattice, MergePlan, NearField, attention_bias, gather_anchors, merge
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from catome_adapters.hooks.between import group_sites
 from catome_adapters.hooks.host import Host
-from catome_adapters.hooks.known import AlikeCalls
+from catome_adapters.hooks.known import KnownCalls
 from catome_adapters.hooks.memory import SiteMemory
 from catome_adapters.hooks.pairs import SitePairs
 from catome_adapters.hooks.rules import MergeRules
@@ -46,7 +46,7 @@ class Attachment:
         self._before_call, self._undo = before_call, undo
         self._hosts: dict[tuple[nn.Module, Measure], Host] = {}
         groups = group_sites(sites, rules.scope.blocks_per_segment(length, len(sites)))
-        self.known = AlikeCalls(rules)
+        self.known = KnownCalls(rules)
         self.segments = [
             Segment(group, self._host(group[0]), replace(rules, seed=seed), self.known, undo)
             for seed, group in enumerate(groups, rules.seed)

@@ -16,9 +16,8 @@ from catome_adapters.hooks.failures import explain_failure, refuse_uncalled
 from catome_adapters.hooks.forward import ForwardState
 from catome_adapters.hooks.lattices import needs_of_call
 from catome_adapters.hooks.substitutes import find_substitutes, skips_attention
-from catome_adapters.sites.call import gather_rows
+from catome_adapters.sites.call import Arguments, Signature, gather_rows
 from catome_adapters.sites.plans import BlockPlans
-from catome_adapters.sites.signature import Arguments, Signature
 from catome_adapters.sites.site import MergeSite
 from catome_core import InterceptAttention, merge, unmerge
 

@@ -11,8 +11,7 @@ import torch
 from torch import nn
 
 from catome_adapters.hooks.owner import HookOwner
-from catome_adapters.sites.call import BlockCall
-from catome_adapters.sites.signature import Arguments, Signature
+from catome_adapters.sites.call import Arguments, BlockCall, Signature
 from catome_adapters.sites.site import MergeSite
 from catome_adapters.steps.observe import MethodObserver
 
@@ -56,7 +55,7 @@ class Between(HookOwner):
     def __init__(self, sites: Sequence[MergeSite]) -> None:
         self.site, self.is_single = as_one(sites), len(sites) == 1
         self.host, self.network = self.site.host, self.site.caller
-        self.signature = Signature.of(self.host)
+        self.names = Signature.of(self.host).names
         self.handle: Any = None
         self.intermediates: IntermediatesObserver | None = None
         if self.is_single:
@@ -88,7 +87,7 @@ class Between(HookOwner):
     def _refuse_additions(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self.is_copy:
             return
-        given = self.signature.by_name((args, kwargs))
+        given = dict(zip(self.names, args, strict=False)) | kwargs
         added = [argument for argument, value in given.items() if ADDED.search(argument) and value is not None]
         if added:
             raise ValueError(

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from torch import Tensor, nn
 
+from catome_adapters.sites.call import Arguments, Signature
 from catome_adapters.sites.plans import BlockPlans
-from catome_adapters.sites.signature import Arguments, Signature
 from catome_adapters.sites.site import MergeSite
 
 ABOUT_SIZES = {"size", "sizes", "shape", "shapes"}
@@ -42,7 +42,9 @@ def explain_failure(
 
 
 def _tensors(signature: Signature, call: Arguments) -> Iterator[tuple[str, Tensor]]:
-    for name, value in signature.by_name(call).items():
+    args, kwargs = call
+    given: dict[str, Any] = dict(zip(signature.names, args, strict=False)) | kwargs
+    for name, value in given.items():
         parts = value if isinstance(value, tuple | list) else (value,)
         yield from ((name, part) for part in parts if isinstance(part, Tensor))
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from catome_adapters.hooks.owner import HookOwner
 from catome_adapters.hooks.repeats import HostCalls
+from catome_adapters.sites.call import Signature
 from catome_adapters.sites.grid import GridSize, Measure, grid_size
-from catome_adapters.sites.signature import Signature
 from catome_adapters.steps.observe import ObservedComponent
 from catome_core import backward_node, has_values, refuse_jit_trace
 
@@ -38,7 +38,7 @@ class Host(HookOwner):
 
     def __init__(self, module: nn.Module, measure: Measure, before_call: Callable[[Host], None]) -> None:
         self.module, self.measure, self.before_call = module, measure, before_call
-        self.signature = Signature.of(module)
+        self.names = Signature.of(module).names
         self.size: GridSize | None = None
         self.context: str | None = None
         self.in_step = False
@@ -89,10 +89,17 @@ class Host(HookOwner):
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self.is_copy:
             return
-        given = self.signature.by_name((args, kwargs))
+        given = dict(zip(self.names, args, strict=False)) | kwargs
+        # In the order of the signature, whatever that of the keywords: some grids are those of the first argument.
+        given = {name: given[name] for name in (*self.names, *kwargs) if name in given}
         if torch.compiler.is_compiling():
             self.size = grid_size(self.measure(given))
             return
+        if module is not self.module:
+            raise ValueError(
+                f"a replica of {type(module).__name__} was called, of which torch.nn.DataParallel makes one for every "
+                "GPU: all would share one plan; use a process for each GPU"
+            )
         if self.settled is None:
             refuse_jit_trace()
         size = grid_size(self.measure(given))

@@ -33,7 +33,7 @@ class KnownCall(NamedTuple):
     pays_off: bool
 
 
-class KnownCalls:
+class KnownKind:
     """What follows from the shapes of the calls of segments that are alike.
 
     Attributes:
@@ -77,7 +77,7 @@ class KnownCalls:
         return [TokenGrid(shape, self.rules.strides(shape, part), prefix) for part in range(self.rules.parts)]
 
 
-class AlikeCalls:
+class KnownCalls:
     """The calls of all segments of one attachment.
 
     Attributes:
@@ -86,11 +86,11 @@ class AlikeCalls:
 
     def __init__(self, rules: MergeRules) -> None:
         self.rules, self.part = rules, 0
-        self._kinds: dict[Hashable, KnownCalls] = {}
+        self._kinds: dict[Hashable, KnownKind] = {}
 
-    def of_kind(self, kind: Hashable, weights: SiteWeights) -> KnownCalls:
+    def of_kind(self, kind: Hashable, weights: SiteWeights) -> KnownKind:
         """Those of segments that are alike; `kind` is all that distinguishes them here."""
-        return self._kinds.setdefault(kind, KnownCalls(self.rules, weights))
+        return self._kinds.setdefault(kind, KnownKind(self.rules, weights))
 
     def begin_part(self, part: int) -> None:
         """From now on the cells of this part of the run hold."""

@@ -14,8 +14,7 @@ from catome_adapters.hooks.between import refuse_hidden_states
 from catome_adapters.hooks.forward import ForwardState
 from catome_adapters.hooks.owner import HookOwner
 from catome_adapters.hooks.scope import Planner, Scope
-from catome_adapters.sites.call import BlockCall, gather_rows
-from catome_adapters.sites.signature import Arguments
+from catome_adapters.sites.call import Arguments, BlockCall, gather_rows
 from catome_adapters.sites.site import MergeSite
 from catome_adapters.sites.weights import Flops, SiteWeights
 from catome_core import AdaptiveMerge, Lattice, RecordKeys, TokenGrid, compose, merge_weighted, sort_slots, unmerge

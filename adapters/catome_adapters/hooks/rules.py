@@ -20,7 +20,7 @@ class MergeRules:
         policy: How tokens are matched and merged, or which keys attention sees.
         proportional: Weigh every key by the number of tokens it stands for.
         matches_output: Match what the scope computes, instead of what enters it.
-        seed: Seed of random destinations, or the place at which a moving lattice begins.
+        seed: Seed of random destinations, or the step that a moving lattice begins with.
         strides: From the size of a grid and the part of the run, from 0, to the size of the cells.
         parts: Number of parts of the run that have cells of their own.
         pays_off: Whether merging gains time for such tokens in this run, in compiled code or not; asked once for every

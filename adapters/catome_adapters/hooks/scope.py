@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from catome_adapters.hooks.attention import Contexts, SelfAttention
 from catome_adapters.hooks.forward import ForwardState
-from catome_adapters.sites.call import BlockCall
-from catome_adapters.sites.signature import Arguments
+from catome_adapters.sites.call import Arguments, BlockCall
 from catome_adapters.sites.site import MergeSite
 from catome_adapters.sites.weights import Flops, SiteWeights
 from catome_core import AdaptiveMerge, Lattice, MergePlan, TokenGrid

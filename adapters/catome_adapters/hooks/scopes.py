@@ -12,9 +12,8 @@ from catome_adapters.hooks.between import refuse_hidden_states
 from catome_adapters.hooks.forward import ForwardState
 from catome_adapters.hooks.progressive import Progressive
 from catome_adapters.hooks.scope import Scope
-from catome_adapters.sites.call import BlockCall, gather_rows
+from catome_adapters.sites.call import Arguments, BlockCall, gather_rows
 from catome_adapters.sites.plans import BlockPlans
-from catome_adapters.sites.signature import Arguments
 from catome_adapters.sites.site import MergeSite
 from catome_adapters.sites.weights import Flops, SiteWeights
 from catome_core import merge, unmerge

@@ -14,15 +14,14 @@ from catome_adapters.hooks.attention import SelfAttention
 from catome_adapters.hooks.between import Between, as_one
 from catome_adapters.hooks.forward import ForwardState
 from catome_adapters.hooks.host import Host
-from catome_adapters.hooks.known import AlikeCalls, KnownCall
+from catome_adapters.hooks.known import KnownCall, KnownCalls
 from catome_adapters.hooks.memories import Memories
 from catome_adapters.hooks.owner import HookOwner
 from catome_adapters.hooks.pairs import PairsByCall
 from catome_adapters.hooks.repeats import SegmentPasses
 from catome_adapters.hooks.rules import MergeRules, policy_for
-from catome_adapters.sites.call import BlockCall
+from catome_adapters.sites.call import Arguments, BlockCall
 from catome_adapters.sites.plans import BlockPlans
-from catome_adapters.sites.signature import Arguments
 from catome_adapters.sites.site import MergeSite
 from catome_adapters.sites.weights import count_weights
 from catome_core import Lattice, MergePlan, PlanKey, TokenGrid, extend, has_values
@@ -50,7 +49,7 @@ class Segment:
     """
 
     def __init__(
-        self, sites: Sequence[MergeSite], host: Host, rules: MergeRules, known: AlikeCalls, undo: ExitStack
+        self, sites: Sequence[MergeSite], host: Host, rules: MergeRules, known: KnownCalls, undo: ExitStack
     ) -> None:
         self.sites, self.host, self.rules, self.scope = tuple(sites), host, rules, rules.scope
         self.site, self.state, self.between = as_one(self.sites), ForwardState(), Between(self.sites)

@@ -101,12 +101,12 @@ class SettledRun:
         return True
 
     def keep(self, total: int | None) -> None:
-        """The run ends, after so many steps: the next one may begin like this."""
+        """The run ends, after `total` steps: the next one may begin like this."""
         if self.plans is not None and self._with_first_cells:
             self._last = LastRun(total, self.plans, [host.settled for host in self.attachment.hosts])
 
     def resume(self, total: int) -> None:
-        """A run of so many steps begins: as the last one ended, if that had as many."""
+        """A run of `total` steps begins: as the last one ended, if that had as many."""
         last, self._last = self._last, None
         hosts = self.attachment.hosts
         if last is None or last.total != total or any(host.context is not None for host in hosts):

@@ -75,7 +75,7 @@ class DeviceRates:
         )
 
     def in_precision(self, itemsize: int) -> DeviceRates:
-        """The same for numbers of so many bytes."""
+        """The same for numbers of `itemsize` bytes."""
         if itemsize < 4 or self.single_share == 1.0:
             return self
         return replace(

@@ -5,10 +5,10 @@ from __future__ import annotations
 from math import prod
 from typing import NamedTuple
 
-from catome_adapters.hooks.lattices import keys_left_out
 from catome_adapters.hooks.scopes import SCOPES
 from catome_adapters.prediction.gathering import gather_work, weights_as_gathered
 from catome_adapters.prediction.rates import DeviceRates, Work, rates_for, rates_of
+from catome_adapters.prediction.shares import assumed_share, checkpoint_share
 from catome_adapters.recipes.recipe import MergeRecipe
 from catome_adapters.sites.site import MergeSite
 from catome_adapters.sites.weights import Flops, SiteWeights, count_weights
@@ -16,9 +16,6 @@ from catome_core import Lattice, TokenGrid
 
 TYPICAL_BATCH = 2
 """One picture with classifier-free guidance: the batch where none is known."""
-TYPICAL_STEPS = 50
-TYPICAL_REMOVED = 0.5
-"""Share of the tokens that merges where the data will decide it."""
 REUSE_LAUNCHES, MATCH_LAUNCHES, FIT_LAUNCHES = 6, 145, 65
 """Operations that a call adds when it reuses its pairs, matching and planning to that, and planning again where the
 capacity adapts, as a dispatch mode counts them."""
@@ -136,7 +133,16 @@ def predict_site(
     *,
     compiled: bool = False,
 ) -> Prediction:
-    """Predict for a site on the device where its weights are, or on another `device_type`, such as "cuda"."""
+    """Predict the seconds of one call of a site, from the sizes of its weights and a grid.
+
+    Args:
+        site: The site.
+        recipe: What to merge.
+        grid: The layout of one sample's tokens.
+        batch: Number of samples; guidance doubles it.
+        device_type: "cpu" or "cuda"; empty: where the weights are.
+        compiled: Whether the block is compiled.
+    """
     rates = rates_for(device_type, compiled=compiled) if device_type else rates_of(site.attention, compiled=compiled)
     return predict(count_weights(site), grid, batch, recipe, rates, denoises=site.denoises)
 
@@ -144,32 +150,6 @@ def predict_site(
 def typical_grid(site: MergeSite, recipe: MergeRecipe) -> TokenGrid | None:
     """The layout of a site's tokens at the model's default size; None if the model has no default size."""
     return TokenGrid(site.shape, recipe.strides(site.shape), site.prefix) if site.shape else None
-
-
-def assumed_share(grid: TokenGrid, recipe: MergeRecipe) -> float:
-    """Share of the tokens that merges: what a fixed capacity leaves; half where the data will decide it.
-
-    Of a lattice, the share of the keys that a query does not see.
-    """
-    if isinstance(recipe.policy, Lattice):
-        return keys_left_out(recipe.policy, grid) / grid.tokens
-    most = grid.sources / grid.tokens
-    return min(TYPICAL_REMOVED, most) if recipe.policy.capacity is None else share_at(grid, recipe.policy.capacity)
-
-
-def share_at(grid: TokenGrid, capacity: float | None) -> float:
-    """Share of the tokens that a capacity merges away, if it is used up.
-
-    Examples:
-        >>> share_at(TokenGrid((4, 4)), 0.25), share_at(TokenGrid((4, 4)), None)
-        (0.5, 0.0)
-    """
-    return (grid.sources - grid.kept(capacity)) / grid.tokens
-
-
-def checkpoint_share(recipe: MergeRecipe, total: int = TYPICAL_STEPS) -> float:
-    """Share of the steps of a run that recompute the pairs; by default of a run of usual length."""
-    return len(recipe.schedule.rescaled(total).steps) / total
 
 
 def _seconds(flops: Flops, batch: int, rates: DeviceRates) -> float:

@@ -5,13 +5,8 @@ from __future__ import annotations
 from catome_adapters.hooks.scopes import SCOPES
 from catome_adapters.prediction.network import NetworkPart
 from catome_adapters.prediction.rates import rates_for
-from catome_adapters.prediction.seconds import (
-    SiteSeconds,
-    assumed_share,
-    checkpoint_share,
-    share_at,
-    site_seconds,
-)
+from catome_adapters.prediction.seconds import SiteSeconds, site_seconds
+from catome_adapters.prediction.shares import assumed_share, checkpoint_share, share_at
 from catome_adapters.recipes.recipe import MergeRecipe
 from catome_adapters.records import SitePlan
 from catome_adapters.sites.weights import SiteWeights
@@ -48,7 +43,7 @@ class Worth:
         self._known: dict[tuple[SiteWeights, PlanKey], bool] = {}
 
     def begin_run(self, total: int | None) -> None:
-        """A run of so many steps."""
+        """A run of `total` steps begins."""
         self.total = total
         self._known.clear()
 

@@ -38,7 +38,7 @@ class MergeRecipe:
             (1, 2): these two merge in every call.
         stride: Cell size of the grid, one destination per cell: one number for height and width, or a pair, with frames
             each by itself; or a number for every dimension of a video.
-        seed: Seed of the destinations of `policy.destination="random"`, and the first step's place of a moving lattice.
+        seed: Seed of the destinations of `policy.destination="random"`, or the step that a moving lattice begins with.
         metric: What is matched: "input" the block's input (paper), "output" what self-attention returns, or with
             scope="block" what the block does (DiTo, 2026). Then a step that recomputes pairs runs unmerged.
         segment: With scope="block", how many consecutive blocks at most share one merge before the first and one

@@ -1,17 +1,64 @@
-"""The calls of a block: the tokens in them, and what has one row per token."""
+"""The calls of a block: their arguments by name, the tokens in them, and what has one row per token."""
 
 from __future__ import annotations
 
+import inspect
+from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from catome_adapters.sites.grid import GridSize
 from catome_adapters.sites.layout import PerToken
 from catome_adapters.sites.plans import BlockPlans
-from catome_adapters.sites.signature import Arguments, Signature
 from catome_adapters.sites.site import MergeSite
 from catome_core import MergePlan, TokenGrid, gather_anchors
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Signature:
+    """The names of a module's arguments, in their order.
+
+    Examples:
+        >>> class Block(nn.Module):
+        ...     def forward(self, x, context=None): ...
+        >>> signature = Signature.of(Block())
+        >>> signature.read(((1, 2), {}), "context"), signature.read(((1,), {"context": 3}), "context")
+        (2, 3)
+        >>> signature.write(((1, 2), {}), "context", 4)
+        ((1, 4), {})
+    """
+
+    names: tuple[str, ...]
+
+    @classmethod
+    def of(cls, module: nn.Module) -> Signature:
+        """Read from the class, because other libraries wrap `forward` on instances."""
+        parameters = list(inspect.signature(type(module).forward).parameters.values())[1:]
+        named = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        return cls(tuple(one.name for one in parameters if one.kind in named))
+
+    def read(self, call: Arguments, name: str | None) -> Any:
+        """The value of an argument, None if it was left out; the first argument if `name` is None."""
+        args, kwargs = call
+        name = name or self.names[0]
+        if name in kwargs:
+            return kwargs[name]
+        return args[self.names.index(name)] if self._is_positional(call, name) else None
+
+    def write(self, call: Arguments, name: str | None, value: Any) -> Arguments:
+        """The same call with another value of one argument."""
+        args, kwargs = call
+        name = name or self.names[0]
+        if not self._is_positional(call, name):
+            return args, kwargs | {name: value}
+        index = self.names.index(name)
+        return (*args[:index], value, *args[index + 1 :]), kwargs
+
+    def _is_positional(self, call: Arguments, name: str) -> bool:
+        return name not in call[1] and name in self.names and self.names.index(name) < len(call[0])
 
 
 class BlockCall:

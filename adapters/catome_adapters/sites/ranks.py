@@ -68,8 +68,15 @@ def for_ranks(site: MergeSite) -> MergeSite:
     return site if count == 1 else replace(site, grid_of=RankGrid(site.grid_of, count))
 
 
-def splits_itself(site: MergeSite) -> bool:
+def _splits_itself(site: MergeSite) -> bool:
     """Whether the block is called with the whole sequence and shards it inside, where hooks cannot see it."""
     registry = vars(site.block).get("_diffusers_hook")
     plans = [getattr(hook, "metadata", None) for hook in getattr(registry, "hooks", {}).values()]
     return any(isinstance(plan, dict) and site.layout.tokens in plan for plan in plans)
+
+
+def reason_of_ranks(site: MergeSite) -> str | None:
+    """Why a site is left out under context parallelism."""
+    if not _splits_itself(site):
+        return None
+    return "context parallelism splits the sequence inside this block, so it is called with tokens of all ranks"

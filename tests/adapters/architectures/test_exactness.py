@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from catome_adapters import GridSize, MergeSite, attach, find_sites
-from catome_adapters.sites.signature import Arguments, Signature
+from catome_adapters.sites.call import Arguments, Signature
 from catome_core import TokenGrid
 from probes import AttentionKeys
 from running import make_recipe

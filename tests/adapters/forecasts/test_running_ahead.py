@@ -12,7 +12,8 @@ from catome_adapters.prediction import rates
 from catome_adapters.prediction.gpus import RelativeSpeed
 from catome_adapters.prediction.network import network_seconds, part_of_network
 from catome_adapters.prediction.rates import DEVICE_RATES, DeviceRates, Work
-from catome_adapters.prediction.seconds import assumed_share, site_seconds
+from catome_adapters.prediction.seconds import site_seconds
+from catome_adapters.prediction.shares import assumed_share
 from catome_adapters.prediction.worth import Worth
 from catome_adapters.sites.weights import SiteWeights, count_operations, count_weights
 from catome_core import AdaptiveMerge, CheckpointSchedule, Lattice, PlanKey, TokenGrid

@@ -8,6 +8,8 @@ from torch import nn
 from catome_adapters import MergeRecipe, attach, find_sites
 from catome_core import AdaptiveMerge
 from probes import anatomy
+from running import make_recipe
+from zoo.transformers import ARCHITECTURES
 from zoo.unets import sd_unet
 
 
@@ -96,3 +98,25 @@ def test_unknown_scope_is_refused():
         ValueError, match=r"scope is 'mlp'; expected one of \('attention', 'keys', 'block', 'progressive'\)"
     ):
         attach(sd_unet(), MergeRecipe(scope="mlp"))
+
+
+@pytest.mark.parametrize(
+    ("devices", "refused"), [({"a": 0, "b": 1}, True), ({"a": 0, "b": "cpu"}, False), ({"": "cuda:0"}, False)]
+)
+def test_a_network_on_several_devices_is_refused(devices, refused):
+    unet = sd_unet()
+    unet.hf_device_map = devices
+    if not refused:
+        attach(unet, MergeRecipe(levels="all")).detach()
+        return
+    before = anatomy(unet)
+    with pytest.raises(ValueError, match="device_map splits UNet2DConditionModel over 0, 1, and a plan"):
+        attach(unet, MergeRecipe(levels="all"))
+    assert anatomy(unet) == before
+
+
+def test_a_replica_that_shares_the_hooks_is_refused():
+    model = ARCHITECTURES["DiT"]
+    network = model.network()
+    with attach(network, make_recipe()), pytest.raises(ValueError, match="a replica of DiTTransformer2DModel"):
+        model.call(network._replicate_for_data_parallel())

@@ -186,7 +186,6 @@ def test_plms_is_refused_where_noise_is_of_another_kind():
 
 def test_each_process_has_a_gpu_of_its_own(monkeypatch):
     monkeypatch.setattr(command, "choose_device", lambda name: name)
-    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
     monkeypatch.setenv("LOCAL_RANK", "3")
     assert [command.own_device(name) for name in ("cuda", "cuda:1", "cpu")] == ["cuda:3", "cuda:1", "cpu"]
     monkeypatch.delenv("LOCAL_RANK")
