@@ -131,8 +131,9 @@ class PositionGrid:
     Tokens whose other coordinates differ from those of the first token (reference images) belong to no grid. The
     positions are read from the device once per tensor, and again after torch has written into it. Torch does not count
     writes through `.data`, numpy or a replayed CUDA graph, nor into tensors of inference mode, and to see them would
-    take a read at every call. So every call compares the positions with the grid on the device, and raises
-    RuntimeError if they differ. A compiled model compares them with the grid that it was compiled for.
+    take a read at every call. So every call compares the positions with the grid on the device, and so does a compiled
+    model with the grid that it was compiled for. If they differ, that is a RuntimeError on a CPU; on a GPU it is a
+    device-side assertion, after which the process has to be restarted.
     """
 
     def __init__(self, argument: str, row: int = 1) -> None:
