@@ -20,7 +20,7 @@ from catome_adapters.recipes.calibrated import CalibratedRecipe
 from catome_adapters.recipes.decide import decide
 from catome_adapters.recipes.recipe import MergeRecipe
 from catome_adapters.sites.site import MergeSite, SkippedSite
-from catome_core import MergeWarning
+from catome_core import Lattice, MergeWarning
 
 
 class Chosen(NamedTuple):
@@ -81,7 +81,7 @@ def choose_gaining(
         chosen = _distinct(found)
     check_attachable(chosen, recipe)
     if gains and not winning_levels(gains, minimum):
-        _warn_of_loss(chosen, gains, network)
+        _warn_of_loss(chosen, recipe, gains, network)
     return Chosen({recipe: chosen}, [_left_out(site, recipe, gains) for site in found if site not in chosen])
 
 
@@ -94,15 +94,18 @@ def _left_out(site: MergeSite, recipe: MergeRecipe, gains: Mapping[int, LevelGai
     return SkippedSite(site.name, reason, site)
 
 
-def _warn_of_loss(sites: Sequence[MergeSite], gains: Mapping[int, LevelGain], network: float) -> None:
+def _warn_of_loss(
+    sites: Sequence[MergeSite], recipe: MergeRecipe, gains: Mapping[int, LevelGain], network: float
+) -> None:
     level = sites[0].level
     tokens = " x ".join(map(str, sites[0].shape or ()))
+    by_keys = isinstance(recipe.policy, Lattice)
+    remedy = "give a larger stride" if by_keys else 'merge more (scope="block"), recompute less often'
     verdict = f"gain less than {MIN_GAIN:.0%} of the {network * 1e3:.2f} ms that a call of the network takes"
     MergeWarning.warn(
         f"merging is predicted to {verdict if gains[level].gain > 0 else 'lose time'} at the model's default size: "
         f"level {level}, {len(sites)} sites of {tokens} tokens, {gains[level]}. It stays attached, and merges in calls "
-        'whose size gains. Draw larger pictures, merge more (scope="block"), recompute less often, or merge anyway: '
-        'levels="all"'
+        f'whose size gains. Draw larger pictures, {remedy}, or merge anyway: levels="all"'
     )
 
 
