@@ -62,9 +62,10 @@ class ForcingSource:
     @contextmanager
     def on_context(self, network: nn.Module, name: str, step: int | None, total: int | None) -> Generator[None]:
         """The network is called in the context of this name."""
-        if name in self.contexts:
-            self._end_step()
-        self.contexts.append(name)
+        if self.step < self.total:
+            if name in self.contexts:
+                self._end_step()
+            self.contexts.append(name)
         yield
         if self.step + 1 == self.total and self.contexts == self.of_a_step:
             self._end_step()
