@@ -30,7 +30,7 @@ def check_attachable(sites: Sequence[MergeSite], recipe: MergeRecipe) -> None:
     """
     taken = [site.name for site in sites if any(map(is_enclosed, site.attentions))]
     if taken:
-        raise RuntimeError(f"{taken[0]} has a session already (of {len(taken)} such sites); call its detach() first")
+        raise RuntimeError(f"{taken[0]} has a session already; call its detach() first")
     _check(sites, recipe, (_scope_fits, _needs_no_steps))
     check_compatible(sites, recipe)
     _warn_of_substitute(sites, recipe)
