@@ -15,7 +15,7 @@ from zoo.unets import SMALL
 TWO_KINDS = [vary("attention", "output", 1), vary("block", "input", 3)]
 OTHERS = [vary("keys", "input", 1), vary("block", "output", 2)]
 
-pytestmark = pytest.mark.usefixtures("fresh_compiler", "without_gradients")
+pytestmark = [pytest.mark.thorough, pytest.mark.usefixtures("fresh_compiler", "without_gradients")]
 
 
 def compiled_run(network: nn.Module, recipe: MergeRecipe) -> tuple[list[Tensor], int, int]:
@@ -28,13 +28,11 @@ def compiled_run(network: nn.Module, recipe: MergeRecipe) -> tuple[list[Tensor],
     return outputs, len(rungs), counter.frame_count
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize("variant", OTHERS, ids=spell)
 def test_two_graphs_and_that_of_the_first_call_which_allocates(small, variant):
     assert compiled_run(small, unet_recipe(**variant))[2] <= 3
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize("variant", TWO_KINDS, ids=spell)
 def test_two_graphs_a_rung(small, variant):
     recipe = unet_recipe(**variant, threshold=0.5, capacity=None, schedule=CheckpointSchedule.every(3, 12))
@@ -49,7 +47,6 @@ def test_steps_outside_the_part_take_one_graph_more(small):
     assert differing_steps(outputs, run(SMALL, small, total=12)) == list(range(3, 9))
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize("variant", TWO_KINDS, ids=spell)
 def test_graph_of_steps_outside_the_part_is_that_of_the_unpatched_model(small, variant):
     plain, outside, inside = [], [], []
@@ -73,7 +70,6 @@ def with_graph(network: nn.Module, graph: list[Any]) -> None:
     SMALL.call(torch.compile(network, fullgraph=True, backend=backend))
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize("variant", TWO_KINDS + OTHERS, ids=spell)
 def test_regional_compile_agrees_with_eager(small, variant):
     eager = run_merged(SMALL, small, unet_recipe(**variant))
