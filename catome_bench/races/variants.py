@@ -61,7 +61,7 @@ def lattice(stride: int | tuple[int, int], **options: Any) -> MergeRecipe:
 
 
 def lattices(arch: Arch) -> dict[str, MergeRecipe]:
-    """Lattices by the share of the keys that they leave; on a DiT, also with this many cells near around every tile."""
+    """Lattices by the share of the keys that they leave; on a DiT, also with 0, 1 or 2 cells near around every tile."""
     near = {f"1/{side**2} lattice, near {near}": lattice(side, near=near) for side in (2, 4) for near in (0, 1, 2)}
     return {
         "1/2 lattice": lattice((1, 2)),

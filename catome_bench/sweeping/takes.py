@@ -30,7 +30,7 @@ class Take(NamedTuple):
 
 
 def all_takes(prompts: int, seeds: int) -> list[Take]:
-    """The given number of pictures of each prompt.
+    """`seeds` pictures of each of `prompts` prompts.
 
     Examples:
         >>> all_takes(2, 2)
