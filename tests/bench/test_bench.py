@@ -115,6 +115,7 @@ def test_demo_writes_pictures_curves_and_results(tmp_path, arch, sites):
 
 @pytest.mark.filterwarnings("ignore:nothing merged")
 @pytest.mark.parametrize("recipe", tiered([[], ["--recipe", "fast"], ["--recipe", "todo"]], [[]]))
+@pytest.mark.thorough
 def test_demo_of_recipes_without_a_threshold_records_the_pairs_of_another(tmp_path, recipe):
     arguments = ["demo", "--steps", "2", "--images", "1", "--size", "24", "--output", str(tmp_path), *recipe]
     result = CliRunner().invoke(app, arguments, catch_exceptions=False)
@@ -123,6 +124,7 @@ def test_demo_of_recipes_without_a_threshold_records_the_pairs_of_another(tmp_pa
 
 
 @pytest.mark.filterwarnings("ignore:nothing merged")
+@pytest.mark.thorough
 def test_demo_of_a_picture_too_small_to_merge_says_so(tmp_path, monkeypatch):
     monkeypatch.setitem(rates.DEVICE_RATES, "cpu", MERGING_COSTS)
     titles = []

@@ -35,6 +35,7 @@ def run_command(*arguments, output):
     return result, json.loads(output.read_text()) if output.exists() else None
 
 
+@pytest.mark.thorough
 def test_the_command_writes_every_row(small_suite, tmp_path):
     """The suite "gpu" has all that "cpu" has."""
     result, report = run_command("--suite", "gpu", output=tmp_path / "out.json")
@@ -113,6 +114,7 @@ def test_only_the_subjects_that_are_asked_for_run_beside_the_unpatched(small_sui
 @pytest.mark.parametrize(
     ("cases", "drawn_by"), [((), ["unet"]), (("--case", "dit", "--case", "unet"), ["unet", "dit"])], ids=["unet", "all"]
 )
+@pytest.mark.thorough
 def test_pictures_are_drawn_as_asked_for(small_suite, tmp_path, cases, drawn_by):
     few = ["--steps", "2", "--images", "1", "--size", "16", "--subject", "ToDo"]
     result, report = run_command("--level", "pipeline", *few, *cases, output=tmp_path / "out.json")
@@ -155,6 +157,7 @@ def test_the_ladder_of_the_gpu_suite_is_that_of_a_block_that_takes_an_image():
     assert {job.case for job in jobs.plan_jobs(setting, ["ladder"], ())} == {"sdxl-1024-deep"}
 
 
+@pytest.mark.thorough
 def test_pictures_survive_an_error_and_the_next_run_goes_on_with_them(small_suite, tmp_path, monkeypatch):
     few = ["--level", "pipeline", "--steps", "2", "--images", "1", "--size", "16", "--subject", "ToDo"]
     compared = pictures.frechet_distance

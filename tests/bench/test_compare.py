@@ -119,6 +119,7 @@ def test_several_calls_are_drawn_with_every_seed(pipe):
 
 @pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.parametrize("whole", tiered([True, False], [True]), ids=["compile()", "torch.compile"])
+@pytest.mark.thorough
 def test_a_compiled_pipeline_draws_recipe_by_recipe_in_unbroken_graphs(whole):
     pipe = quiet(tiny_shipped("dit"))
     eager, log, counter = of(pipe, SMALL), [], CompileCounter()

@@ -13,6 +13,7 @@ from catome_bench.commands import compare as command
 from catome_bench.open import open_pipeline, shipped_arch
 from catome_core import Lattice
 from commands import invoke, refusal
+from tiers import tiered
 from zoo.class_pipelines import tiny_shipped
 from zoo.texted_pipelines import TEXTED
 from zoo.transformer_pipelines import dit
@@ -36,7 +37,7 @@ def shipped(monkeypatch, tmp_path) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.mark.parametrize("name", TEXTED)
+@pytest.mark.parametrize("name", tiered(TEXTED, ["SDXL"]))
 def test_a_saved_pipeline_is_opened_drawn_and_compared(tmp_path, name):
     TEXTED[name]().save_pretrained(tmp_path / "model")
     sizes = SIZES.get(name, ["--height", 32, "--width", 32])

@@ -21,6 +21,7 @@ from catome_bench.planning.blueprint import Blueprint, read_blueprint
 from catome_bench.planning.forecast import Forecast, forecast
 from catome_bench.planning.grids import sites_at
 from catome_core import AdaptiveMerge
+from tiers import tiered
 from zoo.architecture import Architecture
 from zoo.encoders import ENCODERS, Encoder, image_and_text
 from zoo.transformers import ALL_ARCHITECTURES
@@ -109,7 +110,9 @@ def count(network: Any, **inputs: Any) -> dict[str, int]:
     return modules | {"": counter.get_total_flops()}
 
 
-@pytest.mark.parametrize("architecture", ALL_ARCHITECTURES.values(), ids=ALL_ARCHITECTURES)
+@pytest.mark.parametrize(
+    "architecture", tiered(ALL_ARCHITECTURES.values(), [*ALL_ARCHITECTURES.values()][::4]), ids=ALL_ARCHITECTURES
+)
 def test_every_transformer_is_planned_on_the_grid_that_it_is_called_with(architecture: Architecture, tmp_path):
     network, latents = architecture.network(), architecture.sizes[1]
     network.save_config(tmp_path)
@@ -193,7 +196,7 @@ def plan(*arguments: object) -> str:
     return result.output
 
 
-@pytest.mark.parametrize("recipe", [recipe for recipe in RECIPES if recipe != "tome"])
+@pytest.mark.parametrize("recipe", tiered([recipe for recipe in RECIPES if recipe != "tome"], ["balanced", "adaptive"]))
 def test_plan_names_every_transformer_between_the_verdict_and_the_ceiling(recipe):
     lines = plan("shipped", "--recipe", recipe, "--height", 64, "--width", 96, "--device", "cpu").splitlines()
     assert re.match(
@@ -241,6 +244,7 @@ def test_shipped_models_have_short_names():
     assert plan("dit", "--device", "cpu") == plan("shipped/dit", "--device", "cpu")
 
 
+@pytest.mark.thorough
 def test_plan_reads_the_scale_from_the_vae(tmp_path):
     folder(tmp_path / "unet", **TINY_UNET)
     folder(tmp_path / "vae", block_out_channels=(8, 8, 8))

@@ -28,6 +28,7 @@ def results():
         return never_slower.run_never_slower(arch="unet", size=16, steps=(2, 3), repeats=2)
 
 
+@pytest.mark.thorough
 def test_every_recipe_has_a_row_for_every_length_of_run(results):
     assert json.loads(json.dumps(results, allow_nan=False)) == results
     rows = [(row["steps"], row["subject"]) for row in results["rows"]]
@@ -42,6 +43,7 @@ def test_every_recipe_has_a_row_for_every_length_of_run(results):
 
 
 @pytest.mark.parametrize("arch", ["unet", "dit"])
+@pytest.mark.thorough
 def test_runs_that_are_left_alone_are_one_row_more(arch, monkeypatch):
     """At 16 pixels all are, those of a recipe that leaves the first steps alone, too."""
     monkeypatch.setattr(never_slower, "MIN_SECONDS", 0.0)
@@ -56,6 +58,7 @@ def test_undisturbed_takes_every_step_from_its_fastest_round():
     assert never_slower.time_of(rounds)["undisturbed"] == (2.0 + 3.0) / (1.0 + 1.5)
 
 
+@pytest.mark.thorough
 def test_its_table_has_a_line_for_each(results):
     console = Console(file=io.StringIO(), width=120)
     console.print(render_never_slower(results | {"case": "unet"}))

@@ -27,6 +27,7 @@ from catome_core import (
     plan_merge,
     unmerge,
 )
+from tiers import tiered
 
 Pairs = set[tuple[int, int]]  # (source token, destination token)
 
@@ -97,12 +98,12 @@ def assert_clear_of_ties(tokens: Tensor, grid: TokenGrid, removed: int) -> None:
     assert (ranked[:, removed - 1 : removed] - ranked[:, removed : removed + 1] > MARGIN).all()
 
 
-@pytest.fixture(params=[1, 2, 3], ids="batch {}".format)
+@pytest.fixture(params=tiered([1, 2, 3], [2]), ids="batch {}".format)
 def batch(request: pytest.FixtureRequest) -> int:
     return request.param
 
 
-@pytest.fixture(params=[0.1, 0.25, 0.5, 0.7, 1.0], ids="ratio {}".format)
+@pytest.fixture(params=tiered([0.1, 0.25, 0.5, 0.7, 1.0], [0.1, 0.7]), ids="ratio {}".format)
 def ratio(request: pytest.FixtureRequest) -> float:
     return request.param
 

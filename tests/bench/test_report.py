@@ -278,6 +278,7 @@ def test_results_of_another_version_are_refused(results, field):
     assert "results.json is not as this version of catome demo writes it (" in refused(results)
 
 
+@pytest.mark.thorough
 def test_only_pictures_of_the_folder_are_shown(results):
     name = json.loads((results / "comparison.json").read_text())["rows"][0]["pictures"][0]
     whole = (results / name).read_bytes()
@@ -291,6 +292,7 @@ def test_only_pictures_of_the_folder_are_shown(results):
     assert "names a picture outside of it" in refused(results)
 
 
+@pytest.mark.thorough
 def test_the_page_can_be_written_elsewhere_or_not_at_all(results, tmp_path):
     (tmp_path / "file").touch()
     assert "cannot write" in refused(results, "--output", tmp_path / "file" / "page.html")

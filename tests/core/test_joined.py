@@ -225,6 +225,7 @@ def test_one_graph_for_all_offsets():
     assert counter.frame_count == 1
 
 
+@pytest.mark.thorough
 def test_one_graph_where_it_is_intercepted():
     torch.compiler.reset()
     field, counter = NearField(TokenGrid((8, 12), prefix=1), near=0, tile=2), CompileCounter()

@@ -90,6 +90,7 @@ def test_matching_records_no_graph_of_gradients(radius):
     assert peak_of_matching(*one, requires_grad=True, radius=radius) == peak_of_matching(*one, radius=radius)
 
 
+@pytest.mark.thorough
 def test_a_video_of_75600_tokens_needs_less_than_two_gigabytes_input_included():
     grid, channels = TokenGrid((21, 60, 60)), 1536
     tokens = grid.tokens * channels * 4

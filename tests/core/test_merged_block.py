@@ -57,7 +57,7 @@ def test_wrapped_block_of_equal_tokens_loses_nothing(block):
     assert merged.cache.plan().size.eq(0).any()
 
 
-@pytest.mark.parametrize("block", [encoder_layer, Pair])
+@pytest.mark.parametrize("block", tiered([encoder_layer, Pair], [encoder_layer]))
 def test_wrapped_block_compiles_to_two_graphs(block):
     merged, counter = wrapped(block(), AdaptiveMerge(0.5, capacity=0.5), proportional=True), CompileCounter()
     compiled = torch.compile(merged, fullgraph=True, backend=counter)
@@ -189,6 +189,7 @@ def test_block_reads_from_the_device_once_when_it_recomputes(monkeypatch):
             assert reads == read
 
 
+@pytest.mark.thorough
 def test_compiled_block_keeps_every_slot_until_its_capacity_is_chosen():
     merged, counter = wrapped(encoder_layer(), AdaptiveMerge(0.5), proportional=True), CompileCounter()
     compiled = torch.compile(merged, fullgraph=True, backend=counter)

@@ -283,7 +283,7 @@ def test_the_buffers_stay_where_they_are(destination):
     assert [buffer.data_ptr() for buffer in cache.buffers()] == addresses
 
 
-@pytest.mark.parametrize("destination", ["top-left", "rotate", "random"])
+@pytest.mark.parametrize("destination", tiered(["top-left", "rotate", "random"], ["rotate"]))
 def test_compiled_there_are_two_graphs_and_the_same_plans(destination):
     torch.compiler.reset()
     counter = CompileCounter()

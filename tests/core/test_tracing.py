@@ -56,7 +56,7 @@ WHEN = ("first", "at a checkpoint", "at a reuse", "after reset", "for another ba
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("when", tiered(WHEN, ["at a checkpoint", "at a reuse"]))
+@pytest.mark.parametrize("when", tiered(WHEN, ["at a checkpoint"]))
 def test_call_without_values_leaves_no_trace(way, when):
     network = Network()
     cache = network.block.cache

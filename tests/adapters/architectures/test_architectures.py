@@ -9,7 +9,7 @@ from catome_adapters import attach
 from probes import Interrupted, anatomy, failing
 from running import ONCE, TOTAL, call, lattice_recipe, make_recipe
 from tiers import tiered
-from zoo.cases import EVERY_SCOPE, SCOPE_OF_TEN, TEN
+from zoo.cases import EVERY_SCOPE, EVERY_THIRD, SCOPE_OF_EVERY_THIRD, SCOPE_OF_TEN, TEN
 from zoo.transformers import ALL_ARCHITECTURES
 
 pytestmark = pytest.mark.usefixtures("without_gradients")
@@ -19,6 +19,7 @@ COVERING = 8
 every_architecture = pytest.mark.parametrize("name", ALL_ARCHITECTURES)
 ten_architectures = pytest.mark.parametrize("name", TEN)
 every_scope = pytest.mark.parametrize(("name", "scope"), EVERY_SCOPE)
+scope_of_every_third = pytest.mark.parametrize(("name", "scope"), SCOPE_OF_EVERY_THIRD)
 scope_of_ten = pytest.mark.parametrize(("name", "scope"), SCOPE_OF_TEN)
 
 
@@ -44,7 +45,7 @@ def test_every_block_is_a_site_and_the_report_has_its_grid(subject, network):
         assert any(line.split()[0] in (folder, f"{folder}.0") and grid in line for line in report)
 
 
-@every_scope
+@scope_of_every_third
 def test_threshold_one_is_the_unpatched_model_bit_by_bit(subject, network, scope):
     unpatched = subject.call(network)
     with attach(network, make_recipe(scope, schedule=ONCE, threshold=1.0, capacity=None)) as session:
@@ -63,7 +64,7 @@ def test_merging_changes_the_output_and_keeps_it_finite(subject, network, scope,
     assert not torch.allclose(merged, unpatched, rtol=1e-3, atol=1e-4)
 
 
-@every_architecture
+@pytest.mark.parametrize("name", EVERY_THIRD)
 def test_near_field_that_covers_the_grid_changes_nothing_and_a_smaller_one_is_finite(subject, network):
     unpatched = subject.call(network)
     for near in (1, COVERING):
@@ -90,7 +91,7 @@ def test_second_session_is_refused_and_leaves_the_first_alone(network):
         assert anatomy(network) == before
 
 
-@every_scope
+@scope_of_every_third
 @pytest.mark.parametrize("spare", SPARES)
 def test_reuse_is_recompute_on_the_same_input(subject, network, scope, spare):
     with attach(network, make_recipe(scope, schedule=ONCE, spare=spare)) as session:

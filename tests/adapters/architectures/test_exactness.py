@@ -15,7 +15,7 @@ from probes import AttentionKeys
 from running import make_recipe
 from zoo.architecture import Architecture
 from zoo.cases import EVERY_SCOPE
-from zoo.transformers import ALL_ARCHITECTURES, SCOPES_THAT_WORK
+from zoo.transformers import ALL_ARCHITECTURES
 
 pytestmark = pytest.mark.usefixtures("without_gradients")
 
@@ -121,7 +121,7 @@ def close(one: Tensor, other: Tensor) -> bool:
     return torch.allclose(one, other, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(("name", "scope"), SCOPES_THAT_WORK)
+@pytest.mark.parametrize(("name", "scope"), EVERY_SCOPE)
 def test_equal_tokens_merge_without_loss(name, scope):
     assert all(compare(ALL_ARCHITECTURES[name], scope, lambda site: site))
 

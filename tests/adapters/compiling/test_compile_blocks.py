@@ -74,6 +74,7 @@ def test_both_networks_of_a_pipeline():
     assert names == ["transformer.blocks.0", "transformer.blocks.1", "transformer_2.blocks.0", "transformer_2.blocks.1"]
 
 
+@pytest.mark.thorough
 def test_vision_transformer():
     with seeded():
         vit = timm.create_model("vit_tiny_patch16_224", img_size=64, depth=3).eval()
@@ -85,6 +86,7 @@ def test_vision_transformer():
     assert 0 < counter.frame_count <= 4
 
 
+@pytest.mark.thorough
 def test_compiled_before_attach_and_after_detach():
     network, kind = ARCHITECTURES["DiT"].network(), ARCHITECTURES["DiT"]
     plain = kind.call(network)

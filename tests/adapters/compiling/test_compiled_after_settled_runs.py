@@ -64,6 +64,7 @@ CASES += [(by_block, "second half", BETWEEN), (one_of_two_blocks, "attention", B
 
 
 @pytest.mark.parametrize(("compiled", "recipe", "when"), tiered(CASES, CASES[1:2]))
+@pytest.mark.thorough
 def test_it_merges_from_the_first_compiled_step_on(compiled, recipe, when, monkeypatch):
     """And takes no graph more, as if nothing had been settled."""
 

@@ -73,7 +73,7 @@ def test_reads_are_seen(read, name):
 
 
 @pytest.mark.parametrize("proportional", tiered([True, False], [True]))
-@pytest.mark.parametrize("spare", ["pad", "fill"])
+@pytest.mark.parametrize("spare", tiered(["pad", "fill"], ["fill"]))
 @pytest.mark.parametrize("capacity", [None, 0.25], ids=["ladder", "fixed"])
 def test_one_read_a_checkpoint_and_none_between(small, variant, capacity, spare, proportional):
     """A checkpoint's rungs are chosen before the next step begins, for all sites at once."""

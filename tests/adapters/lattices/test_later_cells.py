@@ -11,6 +11,7 @@ from catome_adapters.prediction.worth import Worth
 from catome_core import Lattice
 from lattice_by_hand import CASES, WIDE
 from running import TOTAL, assert_close, assert_same, differing_steps, lattice_recipe, run, run_merged
+from tiers import tiered
 from zoo.own_models import hugging_face_vit
 from zoo.transformers import ARCHITECTURES
 from zoo.unets import SMALL
@@ -23,7 +24,7 @@ CELLS = [2, 2, (2, 4), (2, 4), 4, 4]
 
 
 @pytest.mark.parametrize("recipe", [STILL, MOVING], ids=["still", "moving"])
-@pytest.mark.parametrize("name", ["SD", "Flux, partial cells", "Wan"])
+@pytest.mark.parametrize("name", tiered(["SD", "Flux, partial cells", "Wan"], ["Flux, partial cells"]))
 def test_every_step_has_the_cells_of_its_part(name, recipe):
     case = CASES[name]
     network = case.model.network()
@@ -74,6 +75,7 @@ def test_without_steps_the_first_cells_hold():
         assert_same(SMALL.call(network), expected)
 
 
+@pytest.mark.thorough
 def test_each_kind_of_cells_is_one_graph():
     kind, counter = ARCHITECTURES["DiT"], CompileCounter()
     network = kind.shallow()

@@ -72,7 +72,8 @@ def test_near_field_is_part_of_the_graph():
     assert counter.frame_count == case.model.graphs - 1
 
 
-@pytest.mark.parametrize("name", tiered(["PixArt", "Wan"], ["Wan"]))
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", ["PixArt", "Wan"])
 def test_equal_blocks_share_their_graph(name):
     """Each has a phase of its own, and none of them graphs of its own: the plan has one beside that of the block."""
     kind, counter, plain = ARCHITECTURES[name], CompileCounter(), CompileCounter()

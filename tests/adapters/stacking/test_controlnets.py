@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from catome_adapters import attach, find_sites
 from running import all_differ, assert_same, make_recipe, run
+from tiers import tiered
 from zoo.architecture import Architecture, Arguments, Size, image_sample, text_inputs
 from zoo.noise import filled, noise, seeded
 from zoo.transformers import ARCHITECTURES
@@ -61,7 +62,7 @@ class ControlledSD3(Controlled):
 CONTROLLED = {"Flux": ControlledFlux, "SD3": ControlledSD3}
 
 
-@pytest.mark.parametrize("name", CONTROLLED)
+@pytest.mark.parametrize("name", tiered(CONTROLLED, ["SD3"]))
 def test_controlnet_of_a_transformer_and_its_own_sites(recipe, name):
     subject = ARCHITECTURES[name]
     pair = CONTROLLED[name](subject)

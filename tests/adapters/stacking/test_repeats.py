@@ -76,6 +76,7 @@ def test_gradient_checkpointing_over_steps_gives_the_same_bits(name, scope, metr
         assert_same(run(network, recipe, name, checkpointed), stored)
 
 
+@pytest.mark.thorough
 def test_gradient_checkpointing_of_a_unet_over_steps_gives_the_same_bits(scope):
     # Blocks of a UNet are checkpointed in training only.
     network, recipe = SD.network().train(), unet_recipe(scope, destination="random")

@@ -79,6 +79,7 @@ def test_shapes_of_a_network_on_the_meta_device(name):
 
 
 @pytest.mark.parametrize("name", tiered(["vit", "tome"], ["vit"]))
+@pytest.mark.thorough
 def test_exported_vit_merges_other_images_as_the_network_does(name):
     network = VITS["ViT"].network()
     with attach(network, RECIPES[name]):

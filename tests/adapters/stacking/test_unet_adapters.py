@@ -8,6 +8,7 @@ from torch import Tensor
 from catome_adapters import attach
 from changes import add_unet_lora
 from running import unet_recipe
+from tiers import tiered
 from zoo.noise import noise
 from zoo.unet_pipelines import picture, sd_pipeline
 from zoo.unets import TEXT_WIDTH
@@ -42,7 +43,7 @@ def ip_adapter_weights(unet) -> dict[str, dict[str, Tensor]]:
     return {"image_proj": projection | norm, "ip_adapter": layers}
 
 
-@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("when", tiered(["before", "after"], ["after"]))
 def test_ip_adapter_replaces_every_processor_and_the_session_survives(scope, when):
     pipe, alone, recipe = sd_pipeline(), sd_pipeline(), unet_recipe(scope)
     embeds = {"ip_adapter_image_embeds": [noise(2, 1, TEXT_WIDTH)]}

@@ -11,6 +11,7 @@ from catome_adapters import attach
 from catome_core import MergeWarning
 from probes import Interrupted
 from stepping import SCHEDULE, counting_recipe, expected_calls
+from tiers import tiered
 from zoo.pipeline_parts import ddim
 from zoo.unet_pipelines import class_pipeline, draw, picture, sd_pipeline
 
@@ -20,6 +21,7 @@ def after_steps(action: Callable[[], Any]) -> dict[str, Any]:
     return {"callback_on_step_end": lambda *_: action() or {}}
 
 
+@pytest.mark.thorough
 def test_run_within_a_run_disturbs_neither():
     """Two pipelines at once: the inner one draws after every step of the outer one."""
     outer, inner = sd_pipeline(), class_pipeline()
@@ -35,7 +37,7 @@ def test_run_within_a_run_disturbs_neither():
     assert recipes[1].policy.recomputed == [5 * run + step for run in range(10) for step in expected_calls(SCHEDULE, 5)]
 
 
-@pytest.mark.parametrize("after", [1, 4])
+@pytest.mark.parametrize("after", tiered([1, 4], [4]))
 @pytest.mark.parametrize("replace", [False, True], ids=["same scheduler", "new scheduler"])
 def test_interrupted_run_leaves_the_next_one_alone(after, replace):
     pipe = sd_pipeline()
@@ -49,6 +51,7 @@ def test_interrupted_run_leaves_the_next_one_alone(after, replace):
         assert torch.equal(picture(pipe, steps=10), expected_picture)
 
 
+@pytest.mark.thorough
 def test_another_pipeline_on_the_network_needs_a_reset_after_a_run_that_was_broken_off():
     """Its scheduler is not observed, so its calls would go on in the step that is open; a warning says so."""
     pipe, recipe = sd_pipeline(), counting_recipe()

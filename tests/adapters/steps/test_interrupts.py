@@ -58,7 +58,7 @@ def moments(lines: int) -> list[int]:
     return sorted(Random(0).sample(range(1, lines), MOMENTS))
 
 
-@pytest.mark.parametrize(("name", "scope"), tiered(CASES, CASES[::2]))
+@pytest.mark.parametrize(("name", "scope"), tiered(CASES, CASES[::4]))
 def test_an_interrupt_leaves_nothing_behind(name, scope):
     model, recipe = ARCHITECTURES[name], make_recipe(scope)
     network = model.network()

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from catome_adapters import attach
 from running import TOTAL, make_recipe
+from tiers import tiered
 from zoo.transformer_pipelines import PIPELINES, Pipeline
 
 
@@ -28,7 +29,7 @@ def test_two_pipelines_at_once_share_nothing():
     assert len(inside) == TOTAL and all(torch.equal(image, alone[1]) for image in inside)
 
 
-@pytest.mark.parametrize("scope", ["attention", "keys", "block"])
+@pytest.mark.parametrize("scope", tiered(["attention", "keys", "block"], ["block"]))
 def test_two_threads_draw_what_each_draws_alone(scope):
     """Each has its own model and session."""
     subjects = [PIPELINES[name] for name in ("Flux", "SD3")]

@@ -16,7 +16,7 @@ from tiers import tiered
 from zoo.transformer_pipelines import PIPELINES, Pipeline
 
 
-@pytest.fixture(params=tiered(PIPELINES, [*PIPELINES][::2]))
+@pytest.fixture(params=tiered(PIPELINES, [*PIPELINES][::4]))
 def name(request) -> str:
     return request.param
 

@@ -4,10 +4,11 @@ from typing import Any
 
 import pytest
 
+from tiers import tiered
 from zoo.vits import VITS, Vit
 
 
-@pytest.fixture(params=VITS)
+@pytest.fixture(params=tiered(VITS, [*VITS][::3]))
 def vit(request) -> Vit:
     return VITS[request.param]
 

@@ -91,6 +91,7 @@ def test_a_process_that_is_not_the_last_says_so(shipped, monkeypatch):
 
 
 @pytest.mark.parametrize("table", ["thresholds", "caching"])
+@pytest.mark.thorough
 def test_every_table_is_drawn(shipped, table):
     printed = drawn("unet", *SMALL[:-2], *ONE, "--table", table, "--table", "configurations")
     assert all(name in printed for name in settings()["rows"][table]) and "Table II" in printed
