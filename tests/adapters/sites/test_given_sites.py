@@ -2,13 +2,16 @@
 
 import pytest
 import torch
+from torch import nn
 
 from catome_adapters import MergeRecipe, MergeSite, attach, find_sites
 from catome_adapters.architectures.unet import LAYOUT
 from catome_core import AdaptiveMerge
 from probes import anatomy
 from running import ONCE, run, unet_recipe
-from zoo.noise import noise
+from zoo.noise import noise, seeded
+from zoo.own_blocks import HEADS, WIDTH, Trunk
+from zoo.own_models import ENCODER_LAYOUT
 from zoo.unets import SD, predict, sd_unet
 
 
@@ -49,6 +52,22 @@ def test_same_site_twice_is_refused():
 def test_sites_that_are_none_are_refused(sites):
     with pytest.raises((ValueError, TypeError), match="MergeSite"):
         attach(sd_unet(), sites=sites)
+
+
+@torch.no_grad()
+def test_grid_is_that_of_the_first_argument_in_whatever_order_they_are_named():
+    class Guided(Trunk):
+        def forward(self, image, guide):
+            return super().forward(image) * guide.mean()
+
+    with seeded():
+        model = Guided(lambda: nn.TransformerEncoderLayer(WIDTH, HEADS, 32, batch_first=True)).eval()
+    sites = [MergeSite("block", model.stack[0], model.stack[0].self_attn, model, layout=ENCODER_LAYOUT)]
+    with attach(model, MergeRecipe(), sites=sites) as session:
+        session.begin_step(0, 10)
+        model(guide=noise(1, 3, 4, 4), image=noise(1, 3, 8, 8))
+        session.begin_step(1, 10)
+        assert session.summary().rows[0].tokens == 64
 
 
 def test_site_whose_block_the_model_never_calls_is_found_out():
