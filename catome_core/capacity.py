@@ -69,7 +69,8 @@ def fit_capacity(caches: Sequence[FittedCache], ladder: Sequence[float] = LADDER
     The tokens are not needed. Reads once from the device, which must be the same for all. Not for compiled code.
 
     Returns:
-        By grid, the smallest rung of `ladder` at which no sample overflows; without one, room for every source.
+        By grid, the smallest rung of `ladder` at which no sample overflows, raised until the number of slots is a
+        multiple of 8; without one, room for every source.
 
     Raises:
         TypeError: If `ladder` is not a sequence of numbers.

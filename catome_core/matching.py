@@ -43,7 +43,8 @@ def match_tokens(
     Similarity is the cosine, accumulated in float32 whatever the dtype of `tokens`, each sample by itself, and exact at
     any magnitude. A zero token has similarity 0 with everything; one with a NaN or infinite entry, -1.
     The full similarity matrix is never built. Apart from a few numbers per token, matching needs less than 64 MiB at
-    any size. With a radius, time grows as tokens x window. No gradient flows: a match is a choice.
+    any size; with a radius also what one tile of the whole batch takes, if that is more. With a radius, time grows as
+    tokens x window. No gradient flows: a match is a choice.
 
     Args:
         tokens: Any float dtype.

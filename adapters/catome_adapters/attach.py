@@ -36,7 +36,8 @@ def attach(
     `torch._dynamo.config.recompile_limit` is at least what its graphs need.
 
     With `levels="auto"` the attach is where merging is predicted to gain at the model's default size, and a call at a
-    size where a site would lose leaves that site's tokens unmerged. Where nothing gains, a warning says so.
+    size where a site would lose leaves that site's tokens unmerged. Where nothing gains, a warning says so. The
+    prediction is for the dtype of the weights and the device they are on: attach once the model is where it will run.
 
     Args:
         model_or_pipeline: A diffusers pipeline, or the network itself, compiled or not.
@@ -66,6 +67,8 @@ def attach(
     recipe = RECIPES[recipe] if isinstance(recipe, str) else recipe
     kinds = (MergeRecipe, CalibratedRecipe)
     checks.instance("recipe", recipe, kinds, f"a MergeRecipe or a name, such as one of RECIPES: {sorted(RECIPES)}")
+    if sites is not None:
+        _check_sites(sites)
     candidates = [_for_this_rank(one) for one in (find_candidates(model_or_pipeline) if sites is None else sites)]
     skipped = [one for one in candidates if isinstance(one, SkippedSite)]
     found = [one for one in candidates if isinstance(one, MergeSite)]
@@ -83,6 +86,13 @@ def attach(
         chosen = choose_gaining(recipe, network_seconds(networks, found, layout), found, sites)
     part = part_of_network(networks, found, chain.from_iterable(chosen.sites.values()), layout)
     return MergeSession(model_or_pipeline, recipe, chosen.sites, [*skipped, *chosen.left_out], part)
+
+
+def _check_sites(sites: Sequence[MergeSite]) -> None:
+    if not sites:
+        raise ValueError("sites is empty; expected MergeSites, or None for those that the recipe's levels choose")
+    for site in sites:
+        checks.instance("sites", site, MergeSite, "MergeSites, such as those of find_sites(model)")
 
 
 def _for_this_rank(candidate: MergeSite | SkippedSite) -> MergeSite | SkippedSite:

@@ -11,6 +11,7 @@ from weakref import WeakValueDictionary
 import torch
 from torch import nn
 
+from catome_adapters.architectures.find import NETWORKS
 from catome_adapters.architectures.replaced import AttachedNetworks
 from catome_adapters.hooks.graphs import RoomForGraphs
 from catome_adapters.hooks.host import Host
@@ -172,7 +173,8 @@ def sessions(model_or_pipeline: Any) -> list[MergeSession]:
         []
     """
     whole = isinstance(model_or_pipeline, nn.Module)
-    parts = [model_or_pipeline] if whole else getattr(model_or_pipeline, "__dict__", {}).values()
+    held = getattr(model_or_pipeline, "__dict__", {}).values()
+    parts = [model_or_pipeline] if whole else [*held, *(getattr(model_or_pipeline, name, None) for name in NETWORKS)]
     networks = [part for part in parts if isinstance(part, nn.Module)]
     if not networks:
         raise TypeError(f"{model_or_pipeline!r} has no network; pass what was passed to attach, or the network itself")

@@ -1,13 +1,15 @@
 """A model is restored exactly: once, whoever detaches again, whatever fails in `attach`, and under others' classes."""
 
+from typing import Any
+
 import pytest
 
-from catome_adapters import attach, find_sites, sessions
+from catome_adapters import attach, detach, find_sites, sessions
 from catome_adapters.steps import sources
 from probes import anatomy
-from running import make_recipe
+from running import make_recipe, run
 from zoo.transformers import ARCHITECTURES
-from zoo.unets import small_unet
+from zoo.unets import SMALL, small_unet
 
 pytestmark = pytest.mark.usefixtures("without_gradients")
 
@@ -31,6 +33,28 @@ def test_blocks_that_are_one_module_are_refused_by_name():
     ):
         attach(network, make_recipe())
     assert (anatomy(network), sessions(network)) == (before, [])
+
+
+class Wrapper:
+    """A network behind a property, and no `__dict__`."""
+
+    __slots__ = ("held",)
+
+    def __init__(self, network: Any) -> None:
+        self.held = network
+
+    @property
+    def unet(self) -> Any:
+        return self.held
+
+
+def test_whatever_was_attached_can_run_and_be_detached():
+    wrapper = Wrapper(small_unet())
+    session = attach(wrapper, make_recipe())
+    run(SMALL, wrapper.unet, session, steps=range(2))
+    assert sessions(wrapper) == [session]
+    detach(wrapper)
+    assert sessions(wrapper) == []
 
 
 def broken(*_: object, **__: object) -> None:

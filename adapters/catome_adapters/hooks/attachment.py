@@ -75,9 +75,12 @@ class Attachment:
         return [segment.site.name for segment in self.segments if segment.never_ran]
 
     def begin_call(self, host: Host) -> None:
-        """Before a call of a host within a step: later ones of the same context have pairs of their own."""
-        for segment in self.segments:
-            if segment.host is host and host.calls:
+        """Before a call of a host: later ones of a context in a step have pairs of their own; outside, it is a step."""
+        for segment in (one for one in self.segments if one.host is host):
+            if not host.in_step:
+                for attention in segment.attentions:
+                    attention.begin_step()
+            elif host.calls:
                 segment.pairs.select(host.context, host.calls + 1)
 
     def begin_step(self, step: int, checkpoint: bool, merging: Callable[[Segment], bool]) -> None:

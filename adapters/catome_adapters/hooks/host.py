@@ -122,7 +122,7 @@ class Host(HookOwner):
     def _was_replaced(self) -> bool:
         for one in self.components:
             # Pipelines raise an error with a long text for what they do not have, which takes longer than all of this.
-            if vars(one.pipeline).get(one.name) is one.component:
+            if getattr(one.pipeline, "__dict__", {}).get(one.name) is one.component:
                 continue
             if getattr(one.pipeline, one.name, None) is not one.component:
                 return True

@@ -28,9 +28,10 @@ from catome_core import Lattice, MergePlan, PlanKey, TokenGrid, extend, has_valu
 
 
 class LastCall:
-    """The tokens of the last call; None before the first."""
+    """The tokens of the last call, None before the first, and whether they were enough to gain time."""
 
     key: PlanKey | None = None
+    pays_off = False
 
 
 class Segment:
@@ -124,7 +125,7 @@ class Segment:
     def _make_plan(self, index: int, known: KnownCall, tokens: Tensor) -> MergePlan | None:
         pairs, key, merged = self.pairs.current[index], known.key, self.pairs.merging and known.pays_off
         # Only written here: compiled code has one graph for every value that it reads, and for the order of reading.
-        self.last_calls[index].key = key
+        self.last_calls[index].key, self.last_calls[index].pays_off = key, known.pays_off
         if has_values(tokens):
             pairs.key, pairs.merged = key, merged
         self.state.match_output = merged and pairs.waits_for_output(key)
@@ -144,6 +145,8 @@ class Segment:
         known = None if torch.compiler.is_compiling() else self.known.kept.get(shapes)
         known = known or self.known.work_out(self.first, shapes)
         state.repeated, state.attended = repeated, False
+        # What a pass that failed has left.
+        state.block_plan = state.recorded = None
         state.front, state.length, state.grid = known.front, tokens.shape[1], known.key.grid
         state.plan, state.active = None, not self.scope.plans_ahead
         if self.scope.plans_ahead:

@@ -118,7 +118,7 @@ class SettledRun:
         for segment in self.attachment.segments:
             # Calls between the runs may have been others.
             for call, plan in zip(segment.last_calls, plans, strict=False):
-                call.key = plan.key
+                call.key, call.pays_off = plan.key, False
         self._leave_alone(True)
 
     def forget(self) -> None:

@@ -29,12 +29,16 @@ class SiteReport(NamedTuple):
         grid: The grid of the last call; None before the first.
         batch: The batch of the last call.
         unmerged: Whether the last call was of a size at which merging would lose, so that nothing merged.
+        device_type: Where its tokens were; empty before the first: where the weights are.
+        compiled: Whether it was in compiled code.
     """
 
     site: MergeSite
     grid: TokenGrid | None = None
     batch: int = TYPICAL_BATCH
     unmerged: bool = False
+    device_type: str = ""
+    compiled: bool = False
 
     @property
     def status(self) -> str:
@@ -47,12 +51,12 @@ class SiteReport(NamedTuple):
 def report_segment(segment: Segment) -> Iterator[SiteReport]:
     """The sites of a segment: all by its one plan, or each by its own."""
     for index, site in enumerate(segment.sites):
-        key = segment.last_calls[min(index, len(segment.last_calls) - 1)].key
-        if key is None:
+        last = segment.last_calls[min(index, len(segment.last_calls) - 1)]
+        if last.key is None:
             yield SiteReport(site)
         else:
-            merges = segment.rules.pays_off(segment.weights, key, is_only_compiled(segment))
-            yield SiteReport(site, key.grid, key.batch, not merges)
+            where = last.key.device.type, is_only_compiled(segment)
+            yield SiteReport(site, last.key.grid, last.key.batch, not last.pays_off, *where)
 
 
 def render_report(recipe: MergeRecipe, attached: Sequence[SiteReport], skipped: Sequence[SkippedSite]) -> str:
@@ -77,7 +81,7 @@ def _report_cells(view: SiteReport, recipe: MergeRecipe) -> tuple[str, ...]:
     site, grid = view.site, view.grid or typical_grid(view.site, recipe)
     if grid is None:
         return (site.name, str(site.level), "?")
-    prediction = predict_site(site, recipe, grid, view.batch)
+    prediction = predict_site(site, recipe, grid, view.batch, view.device_type, compiled=view.compiled)
     return (
         site.name,
         str(site.level),

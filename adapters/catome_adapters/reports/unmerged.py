@@ -45,8 +45,8 @@ def explain_unmerged(records: Sequence[StepRecord], recipe: MergeRecipe, default
             why += " without compilation, in which launching operations takes longer than computing them"
             remedy = f"compile the blocks (compile_blocks), {remedy}"
     return (
-        f"nothing merged in this run at {plans[0].name} and all other sites: {why}. Draw larger pictures, {remedy}, or "
-        'merge anyway: levels="all"'
+        f"nothing merged in this run at {plans[0].name} and what else has its recipe: {why}. Draw larger pictures, "
+        f'{remedy}, or merge anyway: levels="all"'
     )
 
 

@@ -14,9 +14,10 @@ NO_STEPS = (
 RECOMPUTED = "pairs are recomputed at every call and nothing is saved"
 STANDS_STILL = "the lattice stands still, and what its keys miss adds up from step to step"
 MANY_CALLS = (
-    f"the network is called more than {MAX_CALLS_PER_STEP} times in a step; calls after that recompute their pairs and "
-    "save little: name them with begin_step(step, total, context=...), which gives every name pairs of its own; or, if "
-    "they are of another pipeline, whose run follows one that was broken off, call session.reset() in between"
+    f"the network is called more than {MAX_CALLS_PER_STEP} times in a step; after that, {{}}. If these are steps of a "
+    "loop that does not call scheduler.step, call session.begin_step(step, total) before each; if they are parts of a "
+    "picture, name them with begin_step(step, total, context=...), which gives every name pairs of its own; if they "
+    "are of another pipeline, whose run follows one that was broken off, call session.reset() in between"
 )
 
 

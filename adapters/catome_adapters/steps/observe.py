@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Generic, Self, TypeVar
@@ -10,7 +11,11 @@ Subscriber = TypeVar("Subscriber")
 
 
 class ObservedMethod:
-    """Replaces one method of one object, with the same signature; copied by itself, it is the method of a copy."""
+    """Replaces one method of one object, with the same signature.
+
+    A copy is the method of a copy of the object; in a copy of the object's `__dict__`, which a pipeline keeps to put it
+    back, it is the same.
+    """
 
     def __init__(self, observer: MethodObserver[Any], name: str, call: Callable[..., Any]) -> None:
         method = getattr(observer.owner, name)
@@ -21,6 +26,10 @@ class ObservedMethod:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the observer's function with the original method and its arguments, while there are subscribers."""
         return self.call(self.method, *args, **kwargs) if self.observer.subscribers else self.method(*args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        owner = self.observer.owner
+        return self if id(vars(owner)) in memo else getattr(copy.deepcopy(owner, memo), self.name)
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         return getattr, (self.observer.owner, self.name)
@@ -64,13 +73,16 @@ class MethodObserver(Generic[Subscriber]):
         if self.subscribers:
             return
         for name, value in self.before.items():
-            # Others may have put a method of theirs on top, which stays, or taken ours off.
-            if vars(self.owner).get(name) is not self.replaced[name]:
+            # Others may have put a method of theirs on top, which stays, or taken ours off. A copy of ours is equal.
+            if vars(self.owner).get(name) != self.replaced[name]:
                 continue
             if value is None:
                 del vars(self.owner)[name]
             else:
                 vars(self.owner)[name] = value
+
+    def __deepcopy__(self, memo: Any) -> Self:
+        return self
 
     def _state_of_copy(self) -> Any:
         """The object's state as if nobody observed it, for a copy or a pickle."""

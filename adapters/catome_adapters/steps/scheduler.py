@@ -38,7 +38,7 @@ class SchedulerObserver(MethodObserver[SchedulerSubscriber]):
     def __init__(self, owner: Any) -> None:
         names = [*inspect.signature(owner.step).parameters]
         self.timestep_index = names.index("timestep") if "timestep" in names else 1
-        self.count = 0
+        self.count = _present_step(owner)
         super().__init__(owner)
 
     @property
@@ -101,11 +101,20 @@ class SchedulerSource:
         replaced = self.scheduler.update()
         self.tracker.has_scheduler = self.scheduler.is_observed
         if replaced and self.scheduler.is_observed:
-            self.tracker.on_run(len(self.scheduler.component.timesteps))
+            total = len(self.scheduler.component.timesteps)
+            self.tracker.on_run(total)
+            # Image to image began in the middle before that.
+            self.tracker.on_start(min(_present_step(self.scheduler.component), total - 1), total)
 
     def remove(self) -> None:
         """Restore the scheduler."""
         self.scheduler.remove()
+
+
+def _present_step(scheduler: Any) -> int:
+    """The step of a run that is under way, from 0, where the scheduler knows it."""
+    known = (getattr(scheduler, name, None) for name in ("step_index", "begin_index"))
+    return next((step for step in known if step is not None), 0)
 
 
 def _timestep(index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -81,12 +81,12 @@ class StepTracker:
         self._inside: dict[nn.Module, str] = {}
         self._at_start = True
 
-    def on_run(self, total: int) -> None:
-        """A run of `total` steps begins."""
+    def on_run(self, total: int, step: int = 0) -> None:
+        """A run of `total` steps begins, at this one."""
         self.reset()
         self.work.begin_run()
         self._at_start = True
-        self._begin(0, total)
+        self._begin(step, total)
 
     def on_start(self, step: int, total: int) -> None:
         """The run begins at this step, perhaps in the middle."""
@@ -95,7 +95,12 @@ class StepTracker:
 
     def on_step_end(self, step: int, total: int) -> None:
         """A step is done."""
-        if self.step is None or self._is_from_caller:
+        if self._is_from_caller:
+            return
+        if self.step is None:
+            # The session was attached, or reset, in the middle of the run.
+            if step + 1 < total:
+                self.on_run(total, step + 1)
             return
         # Cosmos ends every step twice, and calls no network in between.
         if step == self.step - 1 and not self.work.ran:

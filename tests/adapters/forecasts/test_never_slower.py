@@ -11,6 +11,7 @@ from catome_adapters.prediction import rates
 from catome_adapters.prediction.levels import predict_levels, winning_levels
 from catome_adapters.prediction.rates import DeviceRates
 from catome_adapters.prediction.seconds import predict
+from catome_adapters.prediction.worth import Worth
 from catome_adapters.sites.weights import count_weights
 from catome_core import AdaptiveMerge, CheckpointSchedule, TokenGrid
 from probes import anatomy
@@ -95,6 +96,21 @@ def test_call_too_small_to_gain_is_the_unpatched_one_and_a_larger_one_merges(mon
         run(network, noise(2, 4, 16, 16))
         assert session.summary().merged_fraction == 0.5
         assert "attached, figures of the last call" in session.report()
+
+
+@torch.no_grad()
+def test_report_after_a_run_says_what_became_of_its_last_call(monkeypatch):
+    """Whatever would be decided for a run of another length."""
+    network = sd_unet()
+    on(monkeypatch, FREE)
+    monkeypatch.setattr(Worth, "at_size", lambda self, weights, key, total, **_: total is None)
+    with attach(network, HALF) as session:
+        session.begin_step(0, 2)
+        run(network, noise(2, 4, 16, 16))
+        during = session.report()
+        session.reset()
+        assert session.report() == during
+    assert "left unmerged in the last call" in during
 
 
 @torch.no_grad()

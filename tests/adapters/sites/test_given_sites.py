@@ -48,9 +48,11 @@ def test_same_site_twice_is_refused():
         attach(unet, sites=find_sites(unet) + find_sites(unet))
 
 
-@pytest.mark.parametrize("sites", [[], ["down_blocks.0"]])
-def test_sites_that_are_none_are_refused(sites):
-    with pytest.raises((ValueError, TypeError), match="MergeSite"):
+@pytest.mark.parametrize(
+    ("sites", "message"), [([], "sites is empty; expected MergeSites"), (["down_blocks.0"], r"'down_blocks\.0'")]
+)
+def test_sites_that_are_none_are_refused(sites, message):
+    with pytest.raises((ValueError, TypeError), match=message):
         attach(sd_unet(), sites=sites)
 
 

@@ -6,12 +6,13 @@ from peft import get_peft_model_state_dict
 from torch import Tensor
 
 from catome_adapters import attach
+from catome_core import CheckpointSchedule
 from changes import add_unet_lora
 from running import unet_recipe
 from tiers import tiered
 from zoo.noise import noise
 from zoo.unet_pipelines import picture, sd_pipeline
-from zoo.unets import TEXT_WIDTH
+from zoo.unets import TEXT_WIDTH, predict, sd_unet
 
 
 def test_lora_of_a_pipeline_can_be_loaded_scaled_and_unloaded_under_a_session(tmp_path):
@@ -41,6 +42,20 @@ def ip_adapter_weights(unet) -> dict[str, dict[str, Tensor]]:
     projection = {"proj.weight": noise(4 * TEXT_WIDTH, TEXT_WIDTH), "proj.bias": noise(4 * TEXT_WIDTH)}
     norm = {"norm.weight": torch.ones(TEXT_WIDTH), "norm.bias": torch.zeros(TEXT_WIDTH)}
     return {"image_proj": projection | norm, "ip_adapter": layers}
+
+
+@torch.no_grad()
+def test_keys_of_a_lora_that_comes_after_the_session_are_those_of_anchors_without_steps_too():
+    results = []
+    for first in (True, False):
+        unet = sd_unet()
+        if first:
+            add_unet_lora(unet)
+        with attach(unet, unet_recipe("keys", capacity=0.25, schedule=CheckpointSchedule.every(1, 10))):
+            if not first:
+                add_unet_lora(unet)
+            results.append(predict(unet, noise(1, 4, 16, 16)))
+    assert torch.equal(*results)
 
 
 @pytest.mark.parametrize("when", tiered(["before", "after"], ["after"]))

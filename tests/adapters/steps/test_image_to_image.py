@@ -49,6 +49,16 @@ def test_image_to_image_begins_in_the_middle(scheduler):
         assert torch.equal(redraw(pipe), first)
 
 
+@pytest.mark.parametrize("scheduler", ["euler", "dpm++"])
+def test_first_run_with_another_scheduler_is_as_every_run_with_it(scheduler):
+    pipe = sd_pipeline(StableDiffusionImg2ImgPipeline)
+    with attach(pipe, replace(counting_recipe(), during=(0.3, 1.0))):
+        redraw(pipe)
+        pipe.scheduler = IMAGE_TO_IMAGE[scheduler]()
+        first = redraw(pipe)
+        assert torch.equal(redraw(pipe), first)
+
+
 @pytest.mark.parametrize("scheduler", tiered(IMAGE_TO_IMAGE, [*IMAGE_TO_IMAGE][:1]))
 def test_first_part_of_the_schedule_is_over_when_image_to_image_begins(scheduler):
     pipe = sd_pipeline(StableDiffusionImg2ImgPipeline, IMAGE_TO_IMAGE[scheduler]())

@@ -1,5 +1,6 @@
 """Schedulers that two pipelines share, that are replaced or wrapped."""
 
+import copy
 from functools import partial
 from types import SimpleNamespace
 
@@ -78,6 +79,34 @@ def test_network_of_a_finished_pipeline_is_never_stale_under_another():
         with pytest.warns(UserWarning, match="begin_step"):
             draw(other)
     assert recipe.policy.recomputed == list(range(5))
+
+
+def test_scheduler_whose_state_is_kept_and_put_back_stays_observed():
+    """As a panorama does between its views."""
+    pipe = class_pipeline()
+    before = set(vars(pipe.scheduler))
+    expected = with_session(pipe)
+    with attach(pipe, counting_recipe()) as session:
+        vars(pipe.scheduler).update(copy.deepcopy(vars(pipe.scheduler)))
+        assert torch.equal(draw(pipe), expected)
+        assert session.summary().checkpoints == tuple(expected_calls(SCHEDULE, 5))
+        assert "catome_scheduler" not in vars(copy.deepcopy(pipe.scheduler))
+    assert set(vars(pipe.scheduler)) == before
+
+
+@torch.no_grad()
+def test_attached_in_the_middle_of_a_run_it_knows_the_steps_from_the_next_one_on():
+    model, network = ARCHITECTURES["Flux"], ARCHITECTURES["Flux"].network()
+    pipeline = SimpleNamespace(transformer=network, scheduler=ddim())
+    pipeline.scheduler.set_timesteps(TOTAL)
+    steps = []
+    with attach(pipeline, make_recipe(schedule=CheckpointSchedule.every(1, TOTAL))) as session:
+        for timestep in pipeline.scheduler.timesteps[1:]:
+            steps.append(session.step)
+            output = model.call(network)
+            pipeline.scheduler.step(output, timestep, output)
+        assert session.summary().checkpoints == tuple(range(2, TOTAL))
+    assert steps == [None, *range(2, TOTAL)]
 
 
 def test_wrapper_that_was_there_before_is_there_afterwards():

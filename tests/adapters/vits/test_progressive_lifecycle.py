@@ -47,6 +47,15 @@ def test_failed_call_leaves_nothing_behind(vit, network):
         assert torch.equal(vit.call(network), expected)
 
 
+def test_a_call_that_failed_in_a_feed_forward_leaves_nothing_to_one_with_too_few_tokens_to_merge():
+    vit, network = VITS["DINOv3"], VITS["DINOv3"].network(dynamic_img_size=True)
+    with attach(network, TOME):
+        expected = vit.call(network, size=(4, 4))
+        with failing(network.blocks[1].mlp), pytest.raises(Interrupted):
+            vit.call(network)
+        assert torch.equal(vit.call(network, size=(4, 4)), expected)
+
+
 def test_other_batches_and_sizes_follow_one_another():
     vit, network = VITS["DINOv3"], VITS["DINOv3"].network(dynamic_img_size=True)
     with attach(network, TOME) as session:
