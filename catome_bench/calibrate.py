@@ -73,6 +73,7 @@ def calibrate(
         ValueError: If both goals are given, or one is out of range; if there is no call or seed; if the pipeline is
             compiled, or has no steps or no tokens to merge; if what is drawn is not finite; if nothing saves time at
             this size; or if `measurements` is of another call. Whatever is raised, nothing is left attached.
+        OSError: If `measurements` cannot be read or written.
 
     Examples:
         >>> from catome_bench.models import load_shipped
@@ -84,9 +85,10 @@ def calibrate(
     _check_goals(floor_psnr, speedup)
     calls, seeds = listed(call), list(seeds)
     sites = _check_pipeline(pipe, calls, seeds)
-    takes = Takes(pipe, calls, seeds)
     settings = _settings(pipe, sites, calls, seeds)
-    found = measure(takes, sites, Measurements(Path(measurements) if measurements else None, settings), progress)
+    known = Measurements(Path(measurements) if measurements else None, settings)
+    takes = Takes(pipe, calls, seeds)
+    found = measure(takes, sites, known, progress)
     goal = Fidelity(FLOOR if floor_psnr is None else floor_psnr) if speedup is None else Speed(speedup, takes.seconds)
     outcome = _choose(takes, found, goal, settings["model"])
     about = {"prompts": len(calls), "steps": found.schedule and found.schedule.of, "date": _today()}

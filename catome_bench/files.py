@@ -50,13 +50,22 @@ def check_file(path: Path, option: str) -> None:
     if path.exists() and not path.is_file():
         raise typer.BadParameter(f"{path} is not a regular file", param_hint=option)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _part_of(path).touch()
-        _part_of(path).unlink()
+        try_to_write(path)
     except OSError as error:
         raise typer.BadParameter(
             f"cannot write {path}: {error.filename}: {error.strerror}", param_hint=option
         ) from error
+
+
+def try_to_write(path: Path) -> None:
+    """Make the folder of a file, and nothing else.
+
+    Raises:
+        OSError: If the file could not be written in it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _part_of(path).touch()
+    _part_of(path).unlink()
 
 
 def check_folder(path: Path, option: str) -> None:

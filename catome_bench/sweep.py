@@ -14,6 +14,7 @@ from catome_bench.comparison.arguments import motif_of
 from catome_bench.comparison.drawing import device_of, is_compiled
 from catome_bench.comparison.identity import identify
 from catome_bench.measure.features import Features, open_features
+from catome_bench.measure.versions import installed_version
 from catome_bench.names import SWEEP_TABLES
 from catome_bench.races.variants import Variant
 from catome_bench.sweeping.prompts import digest_of
@@ -27,6 +28,8 @@ from catome_bench.sweeping.tally import tally
 
 __all__ = ["Swept", "measure_sweep", "sweep"]
 
+DRAWN_BY = ("torch", "diffusers", "catome", "tomesd", "ca-tome")
+"""Packages whose versions change pictures."""
 RESERVED = {"num_inference_steps", "generator", "prompt", "classes"}
 """Arguments of the pipeline that a sweep passes itself."""
 
@@ -107,6 +110,7 @@ def sweep(
             "seeds": seeds,
             "options": options,
             "model": identify(pipe),
+            "versions": {name: installed_version(name) for name in DRAWN_BY},
             "sha256": digest_of(prompts),
             **_describe(tables_drawn, left_out, recipes_of(top)),
             "prompts": list(prompts),

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from catome_bench.files import differing, whole_file
+from catome_bench.files import differing, try_to_write, whole_file
 
 
 class Measurements:
@@ -30,6 +30,9 @@ class Measurements:
     def __init__(self, path: Path | None, settings: Mapping[str, Any]) -> None:
         self._path, self._settings = path, settings
         self._found: dict[tuple[str, ...], Any] = {}
+        if path is not None:
+            # Before the first measurement, which takes minutes.
+            try_to_write(path)
         if path is not None and path.exists():
             first, *lines = _whole_lines(path) or [json.dumps(settings)]
             _check_same(path, first, settings)

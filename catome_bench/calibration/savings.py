@@ -37,7 +37,8 @@ def slowness(picture: BlockSeconds, group: str, usual: Mapping[str, float]) -> f
         >>> slowness({"up": {"reuse": [1.0]}, "mid": {"unmerged": [3.0]}}, "up", {"up": 2.0, "mid": 2.0})
         1.5
     """
-    others = [name for name in picture if name != group]
+    # A network that this call never ran has no calls.
+    others = [name for name, calls in picture.items() if name != group and UNMERGED in calls and name in usual]
     took = sum(_first_decile(picture[name][UNMERGED]) for name in others)
     return took / sum(usual[name] for name in others) if others else 1.0
 

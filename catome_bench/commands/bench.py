@@ -96,9 +96,10 @@ def run_jobs(jobs: Sequence[Job], report: dict[str, Any], output: Path, seconds:
             report["not_begun"].append(job.title)
         else:
             report["tables"].append(run_job(job))
+            write_report(report, output)
             console.print(render_measured(report["tables"][-1], job.title))
             draw_scatter(report["tables"][-1], output)
-        write_report(report, output)
+    write_report(report, output)
     forget_pictures(report["tables"], output)
     if report["not_begun"]:
         console.print(f"no time left for: {'; '.join(report['not_begun'])}")

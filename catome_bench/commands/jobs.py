@@ -70,10 +70,8 @@ def plan_jobs(setting: Setting, levels: Sequence[str], cases: Sequence[str]) -> 
 
 
 def _block_jobs(setting: Setting, cases: Sequence[str]) -> Iterator[Job]:
-    for mode in setting.suite.modes:
-        for name in cases or setting.suite.cases:
-            if name in blocks.CASES:
-                yield Job(level="block", case=name, mode=mode, run=partial(_race_block, setting, name, mode))
+    for mode, name in product(setting.suite.modes, _blocks(setting, cases)):
+        yield Job(level="block", case=name, mode=mode, run=partial(_race_block, setting, name, mode))
 
 
 def _race_block(setting: Setting, name: str, mode: str) -> list[Row]:

@@ -74,7 +74,8 @@ class Trainer:
         latents = random_window(to_latents(torch.stack(views)), stage.window // 2, generator)
         noise = torch.randn(latents.shape, generator=generator)
         strata = (torch.arange(stage.batch) + torch.rand(stage.batch, generator=generator)) / stage.batch
-        timesteps = (strata * len(self.alphas)).long()
+        # The last stratum may be rounded to 1.
+        timesteps = (strata * len(self.alphas)).long().clamp_max(len(self.alphas) - 1)
         dropped = torch.rand(stage.batch, generator=generator) < 0.1
         labels = labels.masked_fill(dropped, len(PHOTOGRAPHS))
         return latents.to(self.device), noise.to(self.device), timesteps.to(self.device), labels.to(self.device)

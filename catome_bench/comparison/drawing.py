@@ -61,8 +61,9 @@ def networks_of(pipe: Any) -> list[nn.Module]:
 
 
 def device_of(pipe: Any) -> torch.device:
-    """Where the first of its networks is."""
-    return next(networks_of(pipe)[0].parameters()).device
+    """Where the first of its networks runs: the weights of one that is offloaded are elsewhere between its calls."""
+    running = getattr(pipe, "_execution_device", None)
+    return torch.device(running) if running is not None else next(networks_of(pipe)[0].parameters()).device
 
 
 def is_compiled(pipe: Any) -> bool:

@@ -17,6 +17,8 @@ SAMPLED = 16
 def identify(pipe: Any) -> dict[str, Any]:
     """The classes, the scheduler with its options, the dtype, and a digest of the weights of all of its networks.
 
+    The digest is also that of which adapters of theirs (LoRA) are at work, and how strongly.
+
     Examples:
         >>> from catome_bench.models import load_shipped
         >>> list(identify(load_shipped()))
@@ -28,6 +30,9 @@ def identify(pipe: Any) -> dict[str, Any]:
         digest.update(name.encode())
         if not parameter.is_meta:  # offloaded one by one
             digest.update(parameter.detach().flatten()[:SAMPLED].float().cpu().numpy().tobytes())
+    for module in (module for part in parts for module in part.modules() if hasattr(module, "scaling")):
+        state = [getattr(module, name, None) for name in ("scaling", "active_adapters", "disable_adapters", "merged")]
+        digest.update(repr(state).encode())
     return {
         "pipeline": type(pipe).__name__,
         "networks": [type(network).__name__ for network in networks],

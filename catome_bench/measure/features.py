@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from functools import reduce
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from catome_bench.measure.frechet import Moments, picture_features
+from catome_bench.measure.frechet import GrowingMoments, Moments, picture_features
 from catome_bench.measure.rows import describe
 from catome_bench.models.pipeline import load_shipped
 
@@ -42,7 +41,10 @@ class Features(NamedTuple):
 
     def moments(self, pictures: Iterable[Tensor]) -> Moments:
         """Those of the samples of all pictures, of which there is at least one."""
-        return reduce(Moments.joined, (Moments.of(self.measure(picture)) for picture in pictures))
+        growing = GrowingMoments()
+        for picture in pictures:
+            growing.add(self.measure(picture))
+        return growing.moments()
 
 
 def open_features(folder: Path | None, device: str | torch.device = "cpu") -> Features:

@@ -13,6 +13,8 @@ from catome_bench.models.pipeline import ClassPipeline, class_tokens
 
 # Almost free of noise, so that the encoder takes a finished picture.
 TIMESTEP = 10
+FEWEST_TOGETHER = 1024
+"""Samples that are factorized at once, or as many as there are channels."""
 
 
 @torch.no_grad()
@@ -104,3 +106,36 @@ class Moments(NamedTuple):
         traces = scale * self.root.square().sum() + other_scale * other.root.square().sum()
         common = torch.linalg.matrix_norm(self.root @ other.root.mT, "nuc") * (scale * other_scale) ** 0.5
         return max(0.0, ((self.mean - other.mean).square().sum() + traces - 2 * common).item())
+
+
+class GrowingMoments:
+    """Moments of samples that come in parts.
+
+    A factorization takes as long for one sample as for as many as there are channels: so samples wait for one another.
+
+    Examples:
+        >>> growing = GrowingMoments()
+        >>> for value in (1.0, 3.0):
+        ...     growing.add(torch.tensor([[value]]))
+        >>> growing.moments().mean
+        tensor([2.], dtype=torch.float64)
+    """
+
+    def __init__(self) -> None:
+        self._joined: Moments | None = None
+        self._waiting: list[Tensor] = []
+
+    def add(self, samples: Tensor) -> None:
+        """Add samples (n, channels), float, of which there is at least one."""
+        self._waiting.append(samples)
+        if sum(map(len, self._waiting)) >= max(samples.shape[1], FEWEST_TOGETHER):
+            self.moments()
+
+    def moments(self) -> Moments:
+        """Those of all samples, of which there is at least one."""
+        if self._waiting:
+            new = Moments.of(torch.cat(self._waiting))
+            self._joined = new if self._joined is None else self._joined.joined(new)
+            self._waiting.clear()
+        assert self._joined is not None
+        return self._joined

@@ -98,9 +98,9 @@ class ClassPipeline(DiffusionPipeline):
         if size % 8:
             raise ValueError(f"size is {size}; expected a multiple of 8, which the networks fold and halve")
         shape = (len(labels), self.network.config.in_channels, size // 2, size // 2)
-        latents = randn_tensor(shape, generator=generator, device=self.device, dtype=self.network.dtype)
+        latents = randn_tensor(shape, generator=generator, device=self._execution_device, dtype=self.network.dtype)
         conditions = self._conditions(labels, guidance_scale)
-        self.scheduler.set_timesteps(num_inference_steps, device=self.device)
+        self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
         latents = latents * self.scheduler.init_noise_sigma
         options = self._step_options(generator)
         progress_bar: Any = self.progress_bar  # its decorator has no types
@@ -114,7 +114,7 @@ class ClassPipeline(DiffusionPipeline):
         unknown = [name for name in classes if name not in names]
         if unknown or not classes:
             raise ValueError(f"classes is {list(classes)}; expected at least one of {names}")
-        return torch.tensor([names.index(name) for name in classes], device=self.device)
+        return torch.tensor([names.index(name) for name in classes], device=self._execution_device)
 
     def _conditions(self, labels: Tensor, guidance_scale: float) -> dict[str, Tensor]:
         count = len(self.config["class_names"])

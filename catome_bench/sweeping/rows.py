@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from catome_bench.measure.features import Features
 from catome_bench.measure.fidelity import psnr, ssim
-from catome_bench.measure.frechet import Moments
+from catome_bench.measure.frechet import GrowingMoments, Moments
 from catome_bench.measure.spread import Spread
 from catome_bench.races.variants import REFERENCE
 from catome_bench.sweeping.store import Store, StoredPicture
@@ -113,16 +113,16 @@ def measure(
         ValueError: If a picture cannot be read.
     """
     samples: dict[str, list[SweptSample]] = defaultdict(list)
-    moments: dict[str, Moments] = {}
+    growing = {name: GrowingMoments() for name in families}
     machines: dict[str, None] = {}
     for take in tqdm(takes, unit="take", desc="measuring", disable=not progress):
         unmerged = store.load(REFERENCE, take)
         for name in families:
             picture = unmerged if name == REFERENCE else store.load(name, take)
             samples[name].append(SweptSample.of(picture, unmerged))
-            one = features.moments([picture.values])
-            moments[name] = moments[name].joined(one) if name in moments else one
+            growing[name].add(features.measure(picture.values))
             machines[picture.machine] = None
+    moments = {name: one.moments() for name, one in growing.items()}
     goal = real or moments[REFERENCE]
     distances = {name: None if one is goal else _distance(one, goal) for name, one in moments.items()}
     rows = (SweptRow.of(name, family, samples[name], distances[name]) for name, family in families.items())

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from PIL import Image
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
@@ -15,7 +16,7 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 from catome_adapters import RECIPES, MergeRecipe, attach, sessions
 from catome_bench.compare import Compared, compare
 from catome_bench.comparison.compared import check_gate
-from catome_bench.comparison.drawing import DrawnCall
+from catome_bench.comparison.drawing import DrawnCall, device_of
 from catome_bench.comparison.rows import ComparedSample
 from catome_bench.measure.spread import Spread
 from catome_bench.views.comparison import to_bytes
@@ -46,6 +47,12 @@ def draw(pipe: Any, seed: int, recipe: MergeRecipe | None = None) -> tuple[Tenso
         return pipe(**CALL, generator=generator)[0], 0.0
     with attach(pipe, recipe) as session:
         return pipe(**CALL, generator=generator)[0], session.summary().merged_fraction
+
+
+def test_a_pipeline_whose_weights_are_elsewhere_between_its_calls_is_compared(pipe):
+    cpu_offload(pipe.unet, execution_device="cpu")
+    assert device_of(pipe) == torch.device("cpu")
+    assert of(pipe, {"small": SMALL}, seeds=[0]).recipes[0].psnr is not None
 
 
 def test_fidelity_and_share_are_those_of_pictures_drawn_by_hand(pipe):

@@ -3,12 +3,14 @@
 import math
 from functools import reduce
 from itertools import pairwise
+from unittest.mock import Mock
 
 import pytest
 import torch
 from torch import Tensor
 
-from catome_bench.measure.frechet import Moments, frechet_distance, picture_features
+from catome_bench.measure import frechet
+from catome_bench.measure.frechet import GrowingMoments, Moments, frechet_distance, picture_features
 from catome_bench.models import load_shipped
 from zoo.noise import noise
 
@@ -94,3 +96,17 @@ def test_sets_that_are_measured_in_parts_and_joined_are_measured_as_a_whole():
     torch.testing.assert_close(joined.mean, first.mean(0))
     torch.testing.assert_close(joined.root.mT @ joined.root / 29, first.mT.cov())
     assert joined.distance(Moments.of(second)) == pytest.approx(frechet_distance(first, second), rel=1e-9)
+
+
+def test_samples_that_come_one_by_one_are_factorized_together(monkeypatch):
+    monkeypatch.setattr(frechet, "FEWEST_TOGETHER", 4)
+    monkeypatch.setattr(torch.linalg, "qr", counting := Mock(wraps=torch.linalg.qr))
+    samples, growing = noise(30, 6), GrowingMoments()
+    for one in samples:
+        growing.add(one[None])
+    grown = growing.moments()
+    # Five times six, each joined to those before.
+    assert counting.call_count == 9
+    assert grown.size == 30
+    torch.testing.assert_close(grown.mean, samples.double().mean(0))
+    torch.testing.assert_close(grown.root.mT @ grown.root / 29, samples.double().mT.cov())

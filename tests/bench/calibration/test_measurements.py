@@ -75,3 +75,11 @@ def test_a_file_of_other_settings_is_refused_and_kept(path, text, message):
 def test_without_a_file_nothing_is_written(tmp_path):
     assert Measurements(None, SETTINGS).of(["a"], lambda: 1) == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_path_that_cannot_be_written_is_found_before_anything_is_measured(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="file"):
+        Measurements(tmp_path / "file" / "fit.jsonl", SETTINGS)
+    Measurements(tmp_path / "new" / "fit.jsonl", SETTINGS)
+    assert list((tmp_path / "new").iterdir()) == []

@@ -30,6 +30,11 @@ def test_saved_is_the_first_decile_of_each_kind_over_all_runs_for_the_calls_of_o
     assert seconds_saved("up", unmerged, runs, USUAL) == 0
 
 
+def test_a_network_that_the_call_never_runs_says_nothing_of_the_machine():
+    one = picture({"reuse": [2.0] * 10}, 3.0) | {"second": {}}
+    assert slowness(one, "up", USUAL) == 3.0
+
+
 @pytest.mark.parametrize("slow", [0.5, 1.0, 3.0])
 def test_a_machine_that_is_slow_while_a_setting_is_measured_changes_nothing(slow):
     one = picture({"reuse": [2.0] * 10}, slow)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -192,6 +193,15 @@ def test_a_peer_that_does_not_fit_is_left_out_with_the_reason(sweep, monkeypatch
     assert "tomesd is left out: ValueError: norm_type is 'ada_norm_zero'; the peer's" in str(swept)
 
 
+def test_a_peer_that_fails_again_with_other_words_is_left_out_again(sweep, monkeypatch):
+    """As where memory runs out: the error says how much is free."""
+    monkeypatch.setattr(peers, "SUPPORTED_NORMS", ())
+    for free in (1.5, 1.6):
+        monkeypatch.setattr(drawing, "describe", Mock(return_value=f"OutOfMemoryError: {free} GiB are free"))
+        swept = sweep(prompts=["cat"])
+    assert "tomesd is left out: OutOfMemoryError: 1.5 GiB are free" in str(swept)
+
+
 def test_other_pipelines_draw_what_they_can(sweep):
     call = {"height": 32, "width": 32}
     swept = sweep(pipe=TEXTED["Flux"](), prompts=["a cat"], steps=1, options=call)
@@ -267,6 +277,10 @@ def test_other_settings_are_refused_and_nothing_changes(sweep, pipe, tmp_path, m
     ]:
         with pytest.raises(ValueError, match=rf"was begun with other settings: {message}.*choose another folder"):
             sweep(**changes)
+    with monkeypatch.context() as patch:
+        patch.setattr("catome_bench.sweep.installed_version", lambda name: "1.0")
+        with pytest.raises(ValueError, match="versions was "):
+            sweep()
     torch.nn.init.ones_(pipe.transformer.proj_out_2.bias)
     with pytest.raises(ValueError, match="model was "):
         sweep()
