@@ -1,5 +1,7 @@
 """What changes a transformer: the same whether it comes before or after the session."""
 
+from itertools import cycle
+
 import pytest
 import torch
 from accelerate import cpu_offload
@@ -7,7 +9,8 @@ from accelerate.hooks import AlignDevicesHook, ModelHook, add_hook_to_module, re
 
 from catome_adapters import attach
 from changes import add_lora, fuse_projections, quantize
-from running import TOTAL, all_differ, assert_same, call, lattice_recipe, make_recipe, run, run_merged
+from running import SCOPES, TOTAL, all_differ, assert_same, call, lattice_recipe, make_recipe, run, run_merged
+from tiers import tiered
 from zoo.packed_images import FLUX
 from zoo.transformers import ARCHITECTURES
 
@@ -43,10 +46,14 @@ CHANGES = {
     offload_groups: ("PixArt", "Flux", "Wan"),
     cast_layerwise: ("PixArt", "Flux", "Wan"),
 }
-CASES = [pytest.param(change, name, id=f"{change.__name__}-{name}") for change in CHANGES for name in CHANGES[change]]
+CASES = [(change, name) for change in CHANGES for name in CHANGES[change]]
+# Every second change of a network, each in a scope, of the next one another.
+IN_TURN = [(*case, scope) for case, scope in zip(CASES[::2], cycle(SCOPES))]
 
 
-@pytest.mark.parametrize(("change", "name"), CASES)
+@pytest.mark.parametrize(
+    ("change", "name", "scope"), tiered([(*case, scope) for case in CASES for scope in SCOPES], IN_TURN)
+)
 def test_change_before_and_after_attach_is_the_same(recipe, change, name):
     subject = ARCHITECTURES[name]
     before, after = subject.network(), subject.network()
@@ -74,7 +81,7 @@ def test_lattice_of_offloaded_weights_moves_on_as_ever(change):
     assert_same(run_merged(subject, changed, recipe), expected)
 
 
-@pytest.mark.parametrize("name", FUSING)
+@pytest.mark.parametrize("name", tiered(FUSING, FUSING[::3]))
 def test_fused_projections_give_the_same(recipe, name):
     subject = ARCHITECTURES[name]
     network = subject.network()

@@ -1,6 +1,7 @@
 """What changes a UNet: the same picture whether it comes before or after the session, and gone when it is gone."""
 
 from functools import partial
+from itertools import cycle, product
 
 import pytest
 import torch
@@ -9,7 +10,8 @@ from torch import nn
 
 from catome_adapters import attach, find_sites
 from changes import add_unet_lora, fuse_projections
-from running import assert_same, differing_steps, run, unet_recipe
+from running import SCOPES, assert_same, differing_steps, run, unet_recipe
+from tiers import tiered
 from zoo.noise import noise
 from zoo.unets import SD, TEXT_WIDTH, predict, sd_unet
 
@@ -30,7 +32,7 @@ PROCESSORS = {"fused": AttnProcessor2_0, "unfused": AttnProcessor, "sliced": par
 CHANGES = [add_unet_lora, fuse_projections, enable_freeu, use_unfused_attention, slice_attention]
 
 
-@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize(("change", "scope"), tiered(product(CHANGES, SCOPES), [*zip(CHANGES, cycle(SCOPES))]))
 def test_change_before_and_after_attach_is_the_same(scope, change):
     before, after, recipe = sd_unet(), sd_unet(), unet_recipe(scope)
     change(before)

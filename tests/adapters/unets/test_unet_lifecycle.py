@@ -21,7 +21,7 @@ OTHER_SIZE = (12, 20)  # 3 x 5 at the coarsest level: partial cells
 lifecycle_recipe = partial(unet_recipe, capacity=None, schedule=CheckpointSchedule((0, 2), of=3))
 
 
-@pytest.fixture(params=UNET_RUNS)
+@pytest.fixture(params=tiered(UNET_RUNS, ["pipeline"]))
 def subject(request) -> Any:
     return UNET_RUNS[request.param]()
 
