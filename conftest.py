@@ -12,7 +12,9 @@ from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser
 
 DOCS = Path(__file__).parent / "docs"
-TAKE_MINUTES = {DOCS / name for name in ("compile.md", "quickstart.md", "serving.md", "sweep.md", "vits.md")}
+TAKE_MINUTES = {
+    DOCS / name for name in ("compile.md", "paper.md", "quickstart.md", "serving.md", "sweep.md", "vits.md")
+}
 
 pytest_collect_file = Sybil(
     parsers=[PythonCodeBlockParser(doctest_optionflags=ELLIPSIS)],

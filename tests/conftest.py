@@ -14,7 +14,7 @@ from catome_adapters.prediction.worth import Worth
 # A first example pays for imports and warm-up: no deadline, and no complaint about slow drawing.
 EVERYWHERE = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("dev", max_examples=25, **EVERYWHERE)
-settings.register_profile("ci", max_examples=30, derandomize=True, **EVERYWHERE)
+settings.register_profile("ci", max_examples=20, derandomize=True, **EVERYWHERE)
 settings.register_profile("thorough", max_examples=200, derandomize=True, **EVERYWHERE)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "dev"))
 

@@ -38,6 +38,7 @@ def test_the_shipped_weights_are_half_precision_and_small(arch):
     assert {tensor.dtype for file in files for tensor in load_file(file).values()} == {torch.float16}
 
 
+@pytest.mark.thorough
 def test_the_shipped_model_draws_what_it_learned(pipeline):
     """Every picture is nearest to its own photograph, colors averaged over an 8 x 8 grid."""
     drawn = pipeline(list(CLASS_NAMES), size=64, num_inference_steps=4, generator=torch.Generator().manual_seed(0))

@@ -90,6 +90,7 @@ def test_fifty_steps_of_fresh_data_take_two_graphs(destination, spare):
     assert counter.frame_count == 2
 
 
+@pytest.mark.thorough
 def test_no_recompile_once_both_graphs_are_there():
     network, caches = network_of(AdaptiveMerge(0.5))
     compiled = torch.compile(network, fullgraph=True, backend="eager")

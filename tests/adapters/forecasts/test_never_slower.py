@@ -155,6 +155,7 @@ def test_small_call_at_a_checkpoint_leaves_it_to_the_next_large_one(monkeypatch)
 
 
 @torch.no_grad()
+@pytest.mark.thorough
 def test_decision_is_a_constant_to_the_compiler(monkeypatch):
     network, graphs = shallow_unet(), []
     on(monkeypatch, DeviceRates(1e9, 1e9, 1e12, 1.0))

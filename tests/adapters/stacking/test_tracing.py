@@ -47,6 +47,7 @@ def run(session: MergeSession, network: nn.Module, trace: Callable[[], Any]) -> 
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("metric", tiered(["input", "output"], ["input"]))
+@pytest.mark.thorough
 def test_tracing_before_every_step_changes_nothing(way, metric):
     network, recipe = DIT.shallow(), make_recipe("block", capacity=None, metric=metric)
     with attach(network, recipe) as session:

@@ -7,7 +7,6 @@ import pytest
 import torch
 from diffusers import (
     DDIMScheduler,
-    DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     HeunDiscreteScheduler,
     LCMScheduler,
@@ -41,10 +40,8 @@ NOT_FOR_NOISE_IN_PIXELS = {
 NEED_TORCHSDE = ("CosineDPMSolverMultistepScheduler", "DPMSolverSDEScheduler")
 WELL_KNOWN = (
     DDIMScheduler,
-    DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     HeunDiscreteScheduler,
-    LCMScheduler,
     PNDMScheduler,
     UniPCMultistepScheduler,
 )

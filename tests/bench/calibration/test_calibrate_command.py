@@ -69,6 +69,7 @@ def test_a_saved_pipeline_is_calibrated_and_its_recipe_taken_by_the_other_comman
     assert strange.exit_code == 2 and "the recipe was calibrated on" in strange.stderr
 
 
+@pytest.mark.thorough
 def test_a_run_that_was_broken_off_goes_on(shipped, monkeypatch):
     arguments = ["dit", "--prompt", "cat", "--height", 16, "--output", "mine.json"]
     with monkeypatch.context() as patch:
@@ -84,6 +85,7 @@ def test_a_run_that_was_broken_off_goes_on(shipped, monkeypatch):
     assert Path("mine-measurements.jsonl").read_text() == kept
 
 
+@pytest.mark.thorough
 def test_another_goal_measures_nothing_again(shipped, monkeypatch):
     arguments = ["dit", "--prompt", "cat", "--height", 16, "--output", "mine.json"]
     assert run(*arguments).exit_code == 0

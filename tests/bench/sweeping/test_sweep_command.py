@@ -50,6 +50,7 @@ def settings(folder: str = "catome-sweep") -> dict[str, Any]:
     return json.loads(Path(folder, "sweep.json").read_text())
 
 
+@pytest.mark.thorough
 def test_a_saved_pipeline_draws_a_prompt_for_each_class(tmp_path, pixels):
     TEXTED["SD1.5"]().save_pretrained(tmp_path / "model")
     (tmp_path / "classes.txt").write_text("cat\n\n dog \n")
