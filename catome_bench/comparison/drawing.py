@@ -61,9 +61,11 @@ def networks_of(pipe: Any) -> list[nn.Module]:
 
 
 def device_of(pipe: Any) -> torch.device:
-    """Where the first of its networks runs: the weights of one that is offloaded are elsewhere between its calls."""
-    running = getattr(pipe, "_execution_device", None)
-    return torch.device(running) if running is not None else next(networks_of(pipe)[0].parameters()).device
+    """Where the first of its networks runs."""
+    weights = next(networks_of(pipe)[0].parameters()).device
+    # Those of a network that is offloaded are elsewhere between its calls.
+    running = getattr(pipe, "_execution_device", None) if weights.type in ("cpu", "meta") else None
+    return weights if running is None else torch.device(running)
 
 
 def is_compiled(pipe: Any) -> bool:
