@@ -13,6 +13,7 @@ from catome_adapters import MergeRecipe, find_sites, sessions
 from catome_bench.comparison.arguments import motif_of
 from catome_bench.comparison.drawing import device_of, is_compiled
 from catome_bench.comparison.identity import identify
+from catome_bench.measure.environment import PACKAGES
 from catome_bench.measure.features import Features, open_features
 from catome_bench.measure.versions import installed_version
 from catome_bench.names import SWEEP_TABLES
@@ -28,7 +29,7 @@ from catome_bench.sweeping.tally import tally
 
 __all__ = ["Swept", "measure_sweep", "sweep"]
 
-DRAWN_BY = ("torch", "diffusers", "catome", "tomesd", "ca-tome")
+DRAWN_BY = (*PACKAGES, "tomesd", "ca-tome")
 """Packages whose versions change pictures."""
 RESERVED = {"num_inference_steps", "generator", "prompt", "classes"}
 """Arguments of the pipeline that a sweep passes itself."""

@@ -95,15 +95,16 @@ class MergeRun:
 
     def begin_call(self, host: Host, step: int | None) -> None:
         """Before a call of a host that is not the first in its step; without a step, every call recomputes."""
+        lost = STANDS_STILL if self.thins_keys else RECOMPUTED
         if step is not None and self.settled.end_within_step():
             self._begin_segments()
         self.attachment.begin_call(host)
         if step is not None and host.calls == MAX_CALLS_PER_STEP:
-            self._warned.once(MANY_CALLS.format(STANDS_STILL if self.thins_keys else RECOMPUTED))
+            self._warned.once(MANY_CALLS.format(lost))
         if step is None and self.denoises:
             check_compatible(self.sites, self.recipe)
             if self.needs_steps:
-                self._warned.once(NO_STEPS.format(STANDS_STILL if self.thins_keys else RECOMPUTED))
+                self._warned.once(NO_STEPS.format(lost))
 
     def finish_step(self, step: int | None, completed: bool) -> bool:
         """After a step: record it, and decide about the next ones; whether anything ran."""

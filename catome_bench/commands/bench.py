@@ -92,14 +92,15 @@ def run_jobs(jobs: Sequence[Job], report: dict[str, Any], output: Path, seconds:
     # Without a terminal, as in a log, rich would squeeze the columns.
     console, start = Console(width=max(Console().width, MIN_COLUMNS)), time.monotonic()
     for job in jobs:
-        if time.monotonic() - start >= seconds:
-            report["not_begun"].append(job.title)
-        else:
+        begins = time.monotonic() - start < seconds
+        if begins:
             report["tables"].append(run_job(job))
-            write_report(report, output)
+        else:
+            report["not_begun"].append(job.title)
+        write_report(report, output)
+        if begins:
             console.print(render_measured(report["tables"][-1], job.title))
             draw_scatter(report["tables"][-1], output)
-    write_report(report, output)
     forget_pictures(report["tables"], output)
     if report["not_begun"]:
         console.print(f"no time left for: {'; '.join(report['not_begun'])}")

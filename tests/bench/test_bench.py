@@ -115,8 +115,8 @@ def test_demo_writes_pictures_curves_and_results(tmp_path, arch, sites):
 
 
 @pytest.mark.filterwarnings("ignore:nothing merged")
-@pytest.mark.parametrize("recipe", tiered([[], ["--recipe", "fast"], ["--recipe", "todo"]], [[]]))
 @pytest.mark.thorough
+@pytest.mark.parametrize("recipe", [[], ["--recipe", "fast"], ["--recipe", "todo"]])
 def test_demo_of_recipes_without_a_threshold_records_the_pairs_of_another(tmp_path, recipe):
     arguments = ["demo", "--steps", "2", "--images", "1", "--size", "24", "--output", str(tmp_path), *recipe]
     result = CliRunner().invoke(app, arguments, catch_exceptions=False)

@@ -22,7 +22,6 @@ from catome_bench.measure.spread import Spread
 from catome_bench.views.comparison import to_bytes
 from catome_core import Lattice
 from running import lattice_recipe
-from tiers import tiered
 from zoo.class_pipelines import tiny_shipped
 from zoo.pipeline_parts import quiet
 
@@ -125,8 +124,8 @@ def test_several_calls_are_drawn_with_every_seed(pipe):
 
 
 @pytest.mark.usefixtures("fresh_compiler")
-@pytest.mark.parametrize("whole", tiered([True, False], [True]), ids=["compile()", "torch.compile"])
 @pytest.mark.thorough
+@pytest.mark.parametrize("whole", [True, False], ids=["compile()", "torch.compile"])
 def test_a_compiled_pipeline_draws_recipe_by_recipe_in_unbroken_graphs(whole):
     pipe = quiet(tiny_shipped("dit"))
     eager, log, counter = of(pipe, SMALL), [], CompileCounter()

@@ -10,7 +10,6 @@ from catome_adapters import attach, compile_blocks
 from catome_adapters.hooks.settled import SettledRun
 from catome_adapters.prediction.worth import Worth
 from running import TOTAL, assert_same, call, lattice_recipe, make_recipe
-from tiers import tiered
 from zoo.transformers import ARCHITECTURES
 
 pytestmark = [
@@ -63,8 +62,8 @@ CASES = [(whole, "keys", WITHIN), (in_place, "lattice", BETWEEN)]
 CASES += [(by_block, "second half", BETWEEN), (one_of_two_blocks, "attention", BETWEEN)]
 
 
-@pytest.mark.parametrize(("compiled", "recipe", "when"), tiered(CASES, CASES[1:2]))
 @pytest.mark.thorough
+@pytest.mark.parametrize(("compiled", "recipe", "when"), CASES)
 def test_it_merges_from_the_first_compiled_step_on(compiled, recipe, when, monkeypatch):
     """And takes no graph more, as if nothing had been settled."""
 

@@ -11,7 +11,6 @@ from torch.utils._pytree import tree_map_only
 
 from catome_adapters import RECIPES, MergeSession, attach
 from running import TOTAL, assert_same, make_recipe
-from tiers import tiered
 from zoo.transformers import ARCHITECTURES
 from zoo.vits import VITS, images
 
@@ -45,9 +44,9 @@ def run(session: MergeSession, network: nn.Module, trace: Callable[[], Any]) -> 
     return predictions, session.summary().rows
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("metric", tiered(["input", "output"], ["input"]))
 @pytest.mark.thorough
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("metric", ["input", "output"])
 def test_tracing_before_every_step_changes_nothing(way, metric):
     network, recipe = DIT.shallow(), make_recipe("block", capacity=None, metric=metric)
     with attach(network, recipe) as session:
@@ -79,8 +78,8 @@ def test_shapes_of_a_network_on_the_meta_device(name):
         assert network(images().to("meta")).shape == before.shape
 
 
-@pytest.mark.parametrize("name", tiered(["vit", "tome"], ["vit"]))
 @pytest.mark.thorough
+@pytest.mark.parametrize("name", ["vit", "tome"])
 def test_exported_vit_merges_other_images_as_the_network_does(name):
     network = VITS["ViT"].network()
     with attach(network, RECIPES[name]):
